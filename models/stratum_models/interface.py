@@ -1,0 +1,95 @@
+"""What every model of the catalog promises, and the values that go in and come out.
+
+Shapes: ``B`` images in a batch, ``N`` instances, ``K`` classes, ``H`` and ``W`` the size of the image.
+Boxes are ``(x0, y0, x1, y1)`` in pixels, with ``x1`` and ``y1`` exclusive. Labels count from 0; there is no background label.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+Task = Literal["instance", "semantic"]
+IGNORE_INDEX = 255
+
+
+class _Tensors:
+    """Moves every tensor field of a dataclass at once."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same values on another device."""
+        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class InstanceTarget(_Tensors):
+    """The labelled instances of one image."""
+
+    boxes: Tensor  # float32 [N, 4]
+    labels: Tensor  # int64 [N]
+    masks: Tensor  # bool [N, H, W]
+    crowd: Tensor  # bool [N]: a region of unseparated instances: neither a positive nor a negative
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SemanticTarget(_Tensors):
+    """The labelled pixels of one image."""
+
+    mask: Tensor  # int64 [H, W], IGNORE_INDEX where nothing is known
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class InstancePrediction(_Tensors):
+    """The instances found in one image, best score first."""
+
+    boxes: Tensor  # float32 [N, 4]
+    scores: Tensor  # float32 [N], 0..1
+    labels: Tensor  # int64 [N]
+    masks: Tensor  # bool [N, H, W]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SemanticPrediction(_Tensors):
+    """The class probabilities of each pixel of one image."""
+
+    probabilities: Tensor  # float32 [K, H, W], sums to 1 over K
+
+
+Target = InstanceTarget | SemanticTarget
+Prediction = InstancePrediction | SemanticPrediction
+
+
+class SegmentationModel(nn.Module, ABC):
+    """A network that knows its loss and its post-processing.
+
+    Images are ``float32 [3, H, W]`` in 0..1, of any and of different sizes; the model normalises, resizes, pads and batches them, and
+    answers at the size that came in.
+    """
+
+    task: Task
+    num_classes: int
+
+    @abstractmethod
+    def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The terms of the loss, scalars with gradient; what is minimised is their sum.
+
+        Images are taken at the size they have: what scale to train at is the augmentation's to say.
+        """
+
+    @abstractmethod
+    def predict(self, images: Sequence[Tensor]) -> Sequence[Prediction]:
+        """One prediction per image, at the size of the image, without gradient."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
