@@ -1,0 +1,105 @@
+"""How every job reads its command line and ends: exit codes, one-line errors, quiet libraries."""
+
+import io
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from stratum_models.errors import UserError
+
+Args = TypeVar("Args")
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # what a shell reports after Ctrl-C: 128 + SIGINT
+
+
+def run_job(main: Callable[[Args], int | None], args_type: type[Args], *, argv: Sequence[str] | None = None) -> NoReturn:
+    """Parse the command line into ``args_type``, call ``main`` with it and end the process.
+
+    The first paragraphs of ``main``'s docstring are the text of ``--help``. Exit codes: what ``main`` returns (None is 0), 2 for a bad
+    flag or a :class:`UserError` (one line ``error: ...`` on stderr, no traceback), 130 after Ctrl-C or SIGTERM. Anything else is a
+    defect and keeps its traceback (exit 1).
+    """
+    quiet_libraries()
+    previous = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = main(_parse(args_type, main.__doc__ or "", argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        mistake = user_error_in(error)
+        if mistake is None:
+            raise
+        _print_error(mistake)
+        code = EXIT_USER_ERROR
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    sys.exit(code or 0)
+
+
+def quiet_libraries() -> None:
+    """Silence what Ray, MLflow and friends say that no user of a job can act on.
+
+    Environment variables, so that worker processes follow; whatever the user has set wins.
+    """
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if not sys.warnoptions:
+        for library in ("ray", "mlflow", "google", "optuna"):
+            warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
+
+
+def user_error_in(error: BaseException) -> UserError | None:
+    """The user's error inside whatever wrapped it on the way here: a chained exception, a Ray task's or a Ray worker's."""
+    for inner in _unwrap(error):
+        # Ray raises a class that is both RayTaskError and UserError; its text is a remote traceback, its cause the plain error.
+        if isinstance(inner, UserError) and not isinstance(getattr(inner, "cause", None), BaseException):
+            return inner
+    return None
+
+
+def _unwrap(error: BaseException) -> Iterator[BaseException]:
+    queue, seen = [error], set[int]()
+    while queue:
+        current = queue.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        workers = getattr(current, "worker_failures", None)  # ray.train's WorkerGroupError: rank -> exception
+        inner = [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        inner.extend(workers.values() if isinstance(workers, dict) else ())
+        queue.extend(one for one in inner if isinstance(one, BaseException))
+
+
+def _parse(args_type: type[Args], description: str, argv: Sequence[str] | None) -> Args:
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(args_type, description=description, args=argv)
+    except SystemExit as end:
+        # tyro draws a box around an error of __post_init__; a user's error is one line like any other.
+        mistake = user_error_in(end)
+        if mistake is None:
+            sys.stderr.write(said.getvalue())
+            raise
+        raise mistake from None
+
+
+def _print_error(error: UserError) -> None:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+
+
+def _terminated(_signal: int, _frame: object) -> NoReturn:
+    """SIGTERM ends a job like Ctrl-C does, so that runs are closed and workers stopped."""
+    raise KeyboardInterrupt
