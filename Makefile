@@ -1,0 +1,28 @@
+# Each target does its own set-up on a fresh machine: a virtual environment in .venv with the versions of constraints.txt.
+.PHONY: help setup demo test check format
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+
+help:  ## show the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup:  ## create .venv and install everything; instant when nothing changed
+	@scripts/setup
+
+demo: setup  ## a small sweep over LosNet on synthetic ore: local Ray, sqlite MLflow, local files
+	$(BIN)/python jobs/tune_losnet.py --demo
+
+test: setup  ## every test; PYTEST_ARGS="-k name" selects some
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy jobs
+	$(BIN)/lint-imports
+
+format: setup  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
