@@ -1,0 +1,142 @@
+"""Objects of S3 on the local disk, one file a version, so that what has not changed is not fetched again.
+
+    <root>/objects/<hash of endpoint and URI>/etag           the ETag seen last
+    <root>/objects/<hash of endpoint and URI>/<hash>/<name>  that version, whole and read-only
+    <root>/trees/<hash of endpoint and URI>/<hash>/...       a folder as it was listed, linked to its objects
+
+Files only ever appear whole under their names, and versions stand side by side: processes share the cache without locks.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import platformdirs
+
+from stratum.storage import local, s3
+from stratum.storage.errors import StorageError, local_errors
+from stratum.storage.names import name, relative
+from stratum.storage.parallel import in_parallel
+
+_KEEP_SECONDS = 24 * 3600  # an older version may still be open in another process
+
+
+def root() -> Path:
+    """Where the cache lies: ``STRATUM_CACHE``, or ``stratum`` in the user's own cache folder."""
+    chosen = os.environ.get("STRATUM_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("stratum", appauthor=False))
+
+
+def fetch(uri: str, *, etag: str | None = None) -> Path:
+    """The local copy of an object.
+
+    The server is asked whether the copy is still good, unless ``etag`` says what a listing has just seen.
+
+    Raises:
+        StorageError: where the object cannot be had or the cache not written.
+    """
+    return _fetch(uri, etag)[0]
+
+
+def fetch_tree(uri: str) -> Path:
+    """The local copy of all objects under a folder, as they stood together in one listing.
+
+    Raises:
+        StorageError: where the folder cannot be had, or keeps changing.
+    """
+    for _ in range(3):
+        entries = s3.listing(uri)
+        place = root() / "trees" / _hash(_endpoint(), uri) / _hash(*(f"{entry.uri}\0{entry.etag}" for entry in entries))
+        if place.is_dir():
+            return place
+        fetched = in_parallel(lambda entry: _fetch(entry.uri, entry.etag), entries)
+        if all(etag == entry.etag for (_, etag), entry in zip(fetched, entries, strict=True)):
+            return _build_tree(place, {relative(e.uri, uri): path for (path, _), e in zip(fetched, entries, strict=True)})
+    raise StorageError(f"{uri}: the folder changes while it is read; try again when its writer is done")
+
+
+def _fetch(uri: str, etag: str | None) -> tuple[Path, str]:
+    folder = root() / "objects" / _hash(_endpoint(), uri)
+    if etag is not None and (path := _version(folder, etag, uri)).is_file():
+        return path, etag
+    known = _known(folder, uri)
+    with local_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{local.PART_PREFIX}{secrets.token_hex(8)}"
+    try:
+        found = _download(uri, part, known)
+        path = _version(folder, found, uri)
+        if part.exists():
+            _keep(part, path, found)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+    return path, found
+
+
+def _download(uri: str, part: Path, known: str | None) -> str:
+    try:
+        return s3.download(uri, part, known=known)
+    except OSError as error:
+        raise StorageError(f"{part.parent}: the cache cannot be written ({error.strerror}); set STRATUM_CACHE to another folder") from error
+
+
+def _keep(part: Path, path: Path, etag: str) -> None:
+    """Give a finished download its name, and let go of versions that nobody reads any more."""
+    folder = path.parent.parent
+    with local_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        part.chmod(0o444)  # trees link to it: a change in place would spoil them all
+        os.replace(part, path)
+        local.write(folder / "etag", etag.encode())
+    _forget_older(path.parent)
+
+
+def _forget_older(version: Path) -> None:
+    for old in version.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process may be doing the same
+            if old.is_dir() and old != version and time.time() - old.stat().st_mtime > _KEEP_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _build_tree(place: Path, files: dict[str, Path]) -> Path:
+    part = place.with_name(f"{local.PART_PREFIX}{secrets.token_hex(8)}")
+    with local_errors(place):
+        try:
+            for key, source in files.items():
+                target = part / key
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(source, target)
+            part.rename(place)
+        except OSError:
+            if not place.is_dir():  # unless another process was faster
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    _forget_older(place)
+    return place
+
+
+def _known(folder: Path, uri: str) -> str | None:
+    """The ETag of the copy that is here, if it is here."""
+    try:
+        etag = (folder / "etag").read_text()
+    except OSError:
+        return None
+    return etag if _version(folder, etag, uri).is_file() else None
+
+
+def _version(folder: Path, etag: str, uri: str) -> Path:
+    return folder / _hash(etag)[:16] / name(uri)
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
