@@ -1,0 +1,156 @@
+"""Pictures of instances: each stone in a colour and outline of its own, and many such pictures on one sheet.
+
+Shapes: ``N`` instances, ``H`` and ``W`` the size of the image.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+Colour = tuple[int, int, int]
+
+_GOLDEN_RATIO = 0.618033988749895
+_SHADES = ((0.85, 1.0), (0.55, 1.0), (1.0, 0.8))  # saturation and value, in turn
+_MARGIN = 6  # pixels between the pictures of a sheet
+_BACKGROUND: Colour = (250, 250, 250)
+_INK: Colour = (40, 40, 40)
+
+
+def distinct_colours(count: int) -> list[Colour]:
+    """RGB colours of which neighbours in the list are far apart: hues step round the circle by the golden ratio."""
+    colours = []
+    for index in range(count):
+        saturation, value = _SHADES[index % len(_SHADES)]
+        red, green, blue = colorsys.hsv_to_rgb((0.02 + index * _GOLDEN_RATIO) % 1.0, saturation, value)
+        white = max(0.0, 0.45 - (0.3 * red + 0.59 * green + 0.11 * blue))  # dark blue is lost on wet rock, and black text on it
+        colours.append((_byte(red, white), _byte(green, white), _byte(blue, white)))
+    return colours
+
+
+def draw_instances(
+    image: Tensor,
+    masks: Tensor,
+    boxes: Tensor | None = None,
+    labels: Sequence[str] | None = None,
+    scores: Tensor | Sequence[float] | None = None,
+    *,
+    alpha: float = 0.35,
+    colours: Sequence[Colour] | None = None,
+) -> Tensor:
+    """The image with its instances tinted and outlined; boxes and captions where they are given.
+
+    ``image`` is ``uint8 [3, H, W]``, ``masks`` are bool ``[N, H, W]`` (best first: the first lies on top), ``boxes`` ``[N, 4]`` xyxy in
+    pixels, ``labels`` the names and ``scores`` the scores to write. Returns ``uint8 [3, H, W]`` on the CPU.
+    """
+    drawn: Tensor = image.detach().cpu()
+    masks = masks.detach().cpu().bool()
+    if not len(masks):
+        return drawn.clone()
+    chosen = list(colours) if colours is not None else distinct_colours(len(masks))
+    visible = _apart(masks)
+    drawn = draw_segmentation_masks(drawn, visible, alpha=alpha, colors=chosen)
+    drawn = draw_segmentation_masks(drawn, _outlines(visible, width=1 + min(image.shape[-2:]) // 400), alpha=0.9, colors=chosen)
+    captions = _captions(len(masks), labels, scores)
+    if boxes is None and captions is None:
+        return drawn
+    drawn = draw_bounding_boxes(
+        drawn,
+        _upright(boxes) if boxes is not None else _boxes_of(masks),
+        labels=captions,
+        colors=chosen,
+        width=1 if boxes is not None else 0,
+        fill_labels=captions is not None,
+    )
+    return drawn
+
+
+def contact_sheet(
+    images: Sequence[Tensor], path: Path | str, columns: int = 6, captions: Sequence[str] | None = None, *, cell: int = 256
+) -> Path:
+    """Writes the images ``uint8 [3, H, W]``, of any sizes, as one picture of cells at most ``cell`` pixels wide; returns its path.
+
+    The suffix of ``path`` says the format; folders are made. ``ValueError`` where there is nothing to show.
+    """
+    if not images:
+        raise ValueError("a contact sheet needs at least one image, got none")
+    if columns < 1 or (captions is not None and len(captions) != len(images)):
+        raise ValueError(
+            f"{len(images)} images need as many captions and at least one column, got {captions and len(captions)} and {columns}"
+        )
+    pictures = [_fit(to_pil_image(image.detach().cpu()), cell) for image in images]
+    columns = min(columns, len(pictures))
+    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    step_x, step_y = width + _MARGIN, height + _MARGIN + (16 if captions is not None else 0)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (_MARGIN + columns * step_x, _MARGIN + rows * step_y), _BACKGROUND)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for index, picture in enumerate(pictures):
+        left, top = _MARGIN + index % columns * step_x, _MARGIN + index // columns * step_y
+        sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
+        if captions is not None:
+            pen.text((left, top + height + 1), _shorten(captions[index], width, pen, font), fill=_INK, font=font)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target)
+    return target
+
+
+def _byte(value: float, white: float) -> int:
+    return round(255 * (value * (1 - white) + white))
+
+
+def _apart(masks: Tensor) -> Tensor:
+    """Masks without their overlaps, the first keeping what it shares: torchvision paints shared pixels black."""
+    first = masks.to(torch.uint8).argmax(dim=0)  # [H, W]: the first mask that covers the pixel
+    return masks & (first == torch.arange(len(masks))[:, None, None])
+
+
+def _outlines(masks: Tensor, width: int) -> Tensor:
+    """The pixels of each mask within ``width`` of its edge; the edge of the image is not one."""
+    outside = max_pool2d((~masks)[:, None].float(), kernel_size=2 * width + 1, stride=1, padding=width)[:, 0]  # pads with -inf
+    return masks & (outside > 0)
+
+
+def _captions(count: int, labels: Sequence[str] | None, scores: Tensor | Sequence[float] | None) -> list[str] | None:
+    if labels is None and scores is None:
+        return None
+    names = [str(label) for label in labels] if labels is not None else [""] * count
+    values = [f"{float(score):.2f}" for score in scores] if scores is not None else [""] * count
+    return [f"{name} {value}".strip() for name, value in zip(names, values, strict=True)]
+
+
+def _upright(boxes: Tensor) -> Tensor:
+    """Boxes whose second corner is not before the first, as drawing demands."""
+    corners = boxes.detach().cpu()
+    return torch.cat([corners[:, :2], torch.maximum(corners[:, :2], corners[:, 2:] - 1)], dim=1)  # x1, y1 are exclusive
+
+
+def _boxes_of(masks: Tensor) -> Tensor:
+    boxes = torch.zeros(len(masks), 4)
+    filled = masks.flatten(1).any(dim=1)
+    if filled.any():
+        boxes[filled] = masks_to_boxes(masks[filled])
+    return boxes
+
+
+def _fit(picture: Image.Image, cell: int) -> Image.Image:
+    """The picture at the size of a cell, its proportions kept; small ones are enlarged so that the sheet is even."""
+    scale = cell / max(picture.size)
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
+
+
+def _shorten(text: str, width: int, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The end of the text (of a URI, what tells it apart) as far as it fits."""
+    if pen.textlength(text, font=font) <= width:
+        return text
+    while text and pen.textlength("…" + text, font=font) > width:
+        text = text[1:]
+    return "…" + text
