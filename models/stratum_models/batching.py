@@ -1,0 +1,65 @@
+"""Images of different sizes in, one padded batch out.
+
+Shapes: ``B`` images, ``H`` and ``W`` the padded size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch:
+    """A padded batch and the size that each image has inside it."""
+
+    images: Tensor  # float32 [B, 3, H, W], normalised, zero where padded
+    sizes: tuple[tuple[int, int], ...]  # (height, width) of each image before padding
+
+
+class Normalize(nn.Module):
+    """Subtracts the mean and divides by the standard deviation of each colour; pads and stacks."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, divisor: int = 32) -> None:
+        super().__init__()
+        self.divisor = divisor
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Sequence[Tensor], memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+        """Images ``float32 [3, h, w]`` in 0..1 to one batch whose sides are multiples of ``divisor``."""
+        sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
+        height = -(-max(h for h, _ in sizes) // self.divisor) * self.divisor
+        width = -(-max(w for _, w in sizes) // self.divisor) * self.divisor
+        batch = torch.zeros(len(images), 3, height, width, device=self.mean.device).contiguous(memory_format=memory_format)
+        for row, image, (h, w) in zip(batch, images, sizes, strict=True):
+            row[:, :h, :w] = (image.to(self.mean.device, torch.float32) - self.mean) / self.std
+        return Batch(images=batch, sizes=sizes)
+
+
+def scaled_size(height: int, width: int, short: int | None, long: int | None) -> tuple[int, int]:
+    """The size with the shorter side at ``short`` pixels, or less if the longer side would pass ``long``; None changes nothing."""
+    if short is None:
+        return height, width
+    factor = short / min(height, width)
+    if long is not None:
+        factor = min(factor, long / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def resize_images(images: Sequence[Tensor], short: int | None, long: int | None) -> list[Tensor]:
+    """Each image ``[3, h, w]`` at :func:`scaled_size`, bilinear with anti-aliasing."""
+    resized = []
+    for image in images:
+        size = scaled_size(int(image.shape[-2]), int(image.shape[-1]), short, long)
+        same = size == tuple(image.shape[-2:])
+        resized.append(image if same else F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0])
+    return resized
