@@ -1,0 +1,39 @@
+"""Folders of instance-id images: every value but 0 is one instance, all of one class."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from stratum.data.images import ImageError, decode_pixels
+from stratum.data.layouts import MaskPart
+from stratum.data.records import Entry, Problem, Rle
+from stratum.data.rle import id_rles
+
+CATEGORY = "object"  # the one category of such a set; `--classes object=particle` renames it
+
+
+def mask_entries(part: MaskPart) -> tuple[list[Entry], list[Problem]]:
+    """Every image that has a mask, and what is missing."""
+    tree = part.tree
+    entries = [Entry(uri=tree.uri(image), mask_uri=tree.uri(mask)) for image, mask in part.pairs if mask is not None]
+    problems = [
+        Problem(severity="error", kind="missing file", uri=tree.uri(image), detail="an image without an id mask of the same name")
+        for image, mask in part.pairs
+        if mask is None
+    ]
+    problems += [
+        Problem(severity="error", kind="missing file", uri=tree.uri(mask), detail="an id mask without an image of the same name")
+        for mask in part.orphans
+    ]
+    return entries, problems
+
+
+def read_ids(data: bytes, source: str) -> Mapping[int, Rle]:
+    """The instances of an encoded id image (8 or 16 bits, grey) by id. Raises :class:`ImageError`."""
+    ids = decode_pixels(data, source)
+    if ids.ndim != 2:
+        same = np.array_equal(ids[..., 0], ids[..., 1]) and np.array_equal(ids[..., 0], ids[..., 2])
+        if not same:
+            raise ImageError(f"{source}: a colour image is no id mask; save one id per pixel as 8- or 16-bit grey")
+        ids = ids[..., 0]
+    return id_rles(ids)

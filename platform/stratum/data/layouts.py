@@ -1,0 +1,152 @@
+"""Where a data set keeps its images and labels, found by convention."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from stratum import storage
+from stratum.data.images import IMAGE_SUFFIXES
+from stratum_models.errors import UserError
+
+KNOWN = (
+    "train.json and val.json (also under annotations/, or as instances_train*.json); "
+    "train/_annotations.coco.json and valid/_annotations.coco.json; one COCO JSON, which is split; "
+    "images/ with masks/ (or labels/, instances/) of 16-bit id PNGs, also inside train/ and val/"
+)
+_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+_MASK_FOLDERS = ("masks", "labels", "instances")
+# Where the annotation file of a split may be, the most telling name first; {s} is a spelling of the split.
+_PATTERNS = (
+    r"{s}\.json",
+    r"annotations/{s}\.json",
+    r"(annotations/)?instances_{s}[^/]*\.json",
+    r"{s}/_annotations\.coco\.json",
+    r"{s}/(annotations|instances|{s}|coco|labels)\.json",
+    r"(annotations/)?[^/]*[_-]{s}\.json",
+)
+_SINGLE = (r"_annotations\.coco\.json", r"(annotations/)?(annotations|instances|coco|labels)\.json", r"(annotations/)?[^/]*\.json")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All files under ``root``, by their path relative to it."""
+
+    root: str
+    files: tuple[str, ...]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The paths as a set."""
+        return frozenset(self.files)
+
+    def uri(self, name: str) -> str:
+        """The whole URI of a relative path."""
+        return storage.join(self.root, *name.split("/"))
+
+
+@dataclass(frozen=True)
+class CocoPart:
+    """A COCO JSON (relative to the tree) and the split it stands for, if any."""
+
+    tree: Tree
+    file: str
+    split: str | None
+
+
+@dataclass(frozen=True)
+class MaskPart:
+    """Images and their id masks (relative to the tree); a mask of None is missing."""
+
+    tree: Tree
+    pairs: tuple[tuple[str, str | None], ...]
+    orphans: tuple[str, ...]  # masks without an image
+    split: str | None
+
+
+Part = CocoPart | MaskPart
+
+
+def find_layout(uri: str) -> tuple[Part, Part | None]:
+    """The training part and the validation part; None for the latter where one part is to be split.
+
+    Raises ``UserError`` where nothing is at the URI or no known layout fits.
+    """
+    uri = storage.resolve(uri)
+    if uri.lower().endswith(".json") and storage.exists(uri):
+        return _single_file(uri), None
+    files = storage.list_files(uri) if storage.exists(uri) else []
+    if not files:
+        raise UserError(f"no data at {uri}: neither a folder with files nor a COCO JSON; check --data")
+    tree = _tree(uri, files)
+    found = _coco_layout(tree) or _mask_layout(tree)
+    if found is None:
+        raise UserError(f"no annotation file under {uri} ({len(files)} files); known layouts: {KNOWN}")
+    return found
+
+
+def _tree(root: str, files: Sequence[str]) -> Tree:
+    prefix = root.rstrip("/") + "/"
+    return Tree(root.rstrip("/"), tuple(sorted(f.removeprefix(prefix) for f in files)))
+
+
+def _single_file(uri: str) -> CocoPart:
+    folder, name = uri.rsplit("/", 1)
+    if folder.rsplit("/", 1)[-1] == "annotations":  # the images are beside that folder
+        folder, name = folder.rsplit("/", 1)[0], f"annotations/{name}"
+    return CocoPart(_tree(folder, storage.list_files(folder)), name, _split_of(name))
+
+
+def _split_of(name: str) -> str | None:
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((split for split, spellings in _SPLITS.items() if any(s in words for s in spellings)), None)
+
+
+def _coco_layout(tree: Tree) -> tuple[Part, Part | None] | None:
+    names = [n for n in tree.files if n.lower().endswith(".json")]
+    train, val = (_split_file(tree, names, split) for split in ("train", "val"))
+    if train and val:
+        return CocoPart(tree, train, "train"), CocoPart(tree, val, "val")
+    if train:
+        return CocoPart(tree, train, "train"), None
+    single = val or _first_match(tree, names, _SINGLE)
+    return (CocoPart(tree, single, _split_of(single)), None) if single else None
+
+
+def _split_file(tree: Tree, names: Sequence[str], split: str) -> str | None:
+    spelling = "(" + "|".join(_SPLITS[split]) + ")"
+    return _first_match(tree, names, tuple(p.replace("{s}", spelling) for p in _PATTERNS))
+
+
+def _first_match(tree: Tree, names: Sequence[str], patterns: Sequence[str]) -> str | None:
+    for pattern in patterns:
+        matches = [n for n in names if re.fullmatch(pattern, n, re.IGNORECASE)]
+        if len(matches) > 1:
+            raise UserError(f"several annotation files under {tree.root}: {', '.join(matches[:5])}; name one with --data")
+        if matches:
+            return matches[0]
+    return None
+
+
+def _mask_layout(tree: Tree) -> tuple[Part, Part | None] | None:
+    parts = {split: _mask_part(tree, split) for split in ("train", "val")}
+    train = parts["train"] or _mask_part(tree, None)
+    return (train, parts["val"]) if train else None
+
+
+def _mask_part(tree: Tree, split: str | None) -> MaskPart | None:
+    for spelling in _SPLITS[split] if split else ("",):
+        for folder in _MASK_FOLDERS:
+            for pattern in ("{s}/{f}/", "{f}/{s}/") if spelling else ("{f}/",):
+                images = _stems(tree, pattern.format(s=spelling, f="images"))
+                masks = _stems(tree, pattern.format(s=spelling, f=folder))
+                if images and masks:
+                    pairs = tuple((name, masks.get(stem)) for stem, name in images.items())
+                    return MaskPart(tree, pairs, tuple(n for stem, n in masks.items() if stem not in images), split)
+    return None
+
+
+def _stems(tree: Tree, prefix: str) -> dict[str, str]:
+    """The images under a folder of the tree, by their path without the suffix."""
+    names = [n for n in tree.files if n.startswith(prefix) and n.lower().endswith(IMAGE_SUFFIXES)]
+    return {n.removeprefix(prefix).rsplit(".", 1)[0]: n for n in names}

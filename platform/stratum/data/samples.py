@@ -1,0 +1,135 @@
+"""A lazily read set of labelled images."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from stratum import storage
+from stratum.data import rle
+from stratum.data.images import DepthRule, decode_image
+from stratum.data.records import Record
+from stratum.data.sample import Sample
+from stratum_models.interface import InstanceTarget
+
+CACHE_BYTES = 256 * 2**20
+
+
+class SampleSet(Dataset[Sample]):
+    """Labelled images by index: decoded when asked for, the decoded images kept in memory up to ``cache_bytes``.
+
+    Masks are kept run-length encoded and drawn for each sample, so memory does not grow with the instances. The set is picklable; a
+    copy starts with an empty cache, and reads from the URI where this machine's local copy is not there.
+    """
+
+    def __init__(self, records: Sequence[Record], depth: DepthRule | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+        self.records = tuple(records)
+        self.depth = depth
+        self.cache_bytes = cache_bytes
+        self._reset()
+
+    def _reset(self) -> None:
+        self._cache: OrderedDict[int, Tensor] = OrderedDict()
+        self._cached = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"records": self.records, "depth": self.depth, "cache_bytes": self.cache_bytes}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample ``index`` (negative ones count from the end); its tensors are the caller's to change."""
+        record = self.records[index]
+        return Sample(image=self._image(index % len(self)).clone(), target=self.target(index), uri=record.uri)
+
+    def target(self, index: int) -> InstanceTarget:
+        """The labels of sample ``index`` without reading its image."""
+        record = self.records[index]
+        height, width = record.size
+        return InstanceTarget(
+            boxes=torch.from_numpy(rle.boxes(record.rles)),
+            labels=torch.tensor(record.labels, dtype=torch.int64),
+            masks=torch.from_numpy(rle.decode(record.rles, height, width)),
+            crowd=torch.tensor(record.crowd, dtype=torch.bool),
+        )
+
+    @property
+    def uris(self) -> list[str]:
+        """Where each image came from."""
+        return [r.uri for r in self.records]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """``(H, W)`` of each image."""
+        return [r.size for r in self.records]
+
+    @property
+    def annotation_count(self) -> int:
+        """How many instances all images hold together."""
+        return sum(len(r.labels) for r in self.records)
+
+    def subset(self, indices: Iterable[int]) -> "SampleSet":
+        """The samples of these indices, in this order."""
+        return SampleSet([self.records[i] for i in indices], self.depth, self.cache_bytes)
+
+    def _image(self, index: int) -> Tensor:
+        with self._lock:
+            if index in self._cache:
+                self._cache.move_to_end(index)
+                return self._cache[index]
+        image = read_record(self.records[index], self.depth)
+        with self._lock:
+            if index not in self._cache:
+                self._cache[index] = image
+                self._cached += image.numel()
+            while self._cached > self.cache_bytes:
+                self._cached -= self._cache.popitem(last=False)[1].numel()
+        return image
+
+
+def read_record(record: Record, depth: DepthRule | None) -> Tensor:
+    """The image of a record, ``uint8 [3, H, W]``."""
+    if record.pixels is not None:
+        return record.pixels
+    local = record.path is not None and record.path.exists()
+    data = record.path.read_bytes() if local and record.path is not None else storage.read_bytes(record.uri)
+    return decode_image(data, depth, record.uri, rotate=record.rotate)
+
+
+def from_samples(samples: Iterable[Sample], labels: Sequence[int | None] | None = None) -> SampleSet:
+    """A set of samples that are in memory already. ``labels[old]`` is the new label of a class, None to drop its instances."""
+    return SampleSet([_remember(sample, labels) for sample in samples])
+
+
+def _remember(sample: Sample, labels: Sequence[int | None] | None) -> Record:
+    target = sample.target
+    if not isinstance(target, InstanceTarget):
+        raise TypeError(f"{sample.uri}: a sample set holds instances, not {type(target).__name__}")
+    record = Record(
+        uri=sample.uri,
+        size=(sample.image.shape[1], sample.image.shape[2]),
+        labels=tuple(target.labels.tolist()),
+        rles=tuple(rle.encode(target.masks.numpy())),
+        crowd=tuple(target.crowd.tolist()),
+        pixels=sample.image,
+    )
+    if labels is None:
+        return record
+    renamed = [labels[label] for label in record.labels]
+    kept = [i for i, label in enumerate(renamed) if label is not None]
+    return replace(
+        record,
+        labels=tuple(label for label in renamed if label is not None),
+        rles=tuple(record.rles[i] for i in kept),
+        crowd=tuple(record.crowd[i] for i in kept),
+    )
