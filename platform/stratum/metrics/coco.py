@@ -3,8 +3,9 @@
 pycocotools is called directly, not through torchmetrics' ``MeanAveragePrecision``: with any other limit than 100 detections torchmetrics
 answers -1 for AP (it reads COCO's summary, which looks for 100); it always matches over four ranges of area, of which one is wanted here,
 and takes three to four times as long; its mask states are tuples of bytes that JSON does not carry and that can hang when they are
-synchronised under Ray; and it does not hand out the matches, which the score threshold and the figures need. Where torchmetrics has an
-answer it is the same, which a test holds.
+synchronised under Ray; its IoU thresholds are rounded to float32, which moves AP by up to some 1e-3 on small masks; and it does not hand
+out the matches, which the score threshold and the figures need. With the thresholds given to it in float64 its answer is the same, which a
+test holds.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from stratum.metrics.records import ImageRecord, InstanceRecord
 
 Kind = Literal["mask", "box"]
-IOU_THRESHOLDS: tuple[float, ...] = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+IOU_THRESHOLDS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())  # COCO's, to the last bit
 Floats = npt.NDArray[np.float64]
 
 
