@@ -10,16 +10,18 @@ of the process, forks included, and lets the SDK's exceptions through. What woul
 """
 
 from stratum.storage.arrow import ray_filesystem
-from stratum.storage.errors import MissingError, StorageError
-from stratum.storage.files import exists, fetch, read_bytes, read_json, write_bytes, write_json
+from stratum.storage.errors import MissingError, StorageError, UnreachableError
+from stratum.storage.files import exists, fetch, fetch_many, read_bytes, read_json, write_bytes, write_json
 from stratum.storage.names import is_remote, is_synthetic, join, name, parent, relative, resolve, suffix
-from stratum.storage.trees import fetch_tree, list_files, remove_tree, tree_fingerprint, upload_file, upload_tree
+from stratum.storage.trees import fetch_tree, list_files, remove_tree, upload_file, upload_tree
 
 __all__ = [
     "MissingError",
     "StorageError",
+    "UnreachableError",
     "exists",
     "fetch",
+    "fetch_many",
     "fetch_tree",
     "is_remote",
     "is_synthetic",
@@ -34,7 +36,6 @@ __all__ = [
     "remove_tree",
     "resolve",
     "suffix",
-    "tree_fingerprint",
     "upload_file",
     "upload_tree",
     "write_bytes",

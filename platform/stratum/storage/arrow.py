@@ -1,12 +1,10 @@
 """The file system that Ray is given for its results."""
 
-import os
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
-
 from stratum.storage import s3
+from stratum.storage.client import CONNECT_TIMEOUT, READ_TIMEOUT, endpoint
 from stratum.storage.files import place
 from stratum.storage.names import is_remote, split_s3
 
@@ -26,13 +24,9 @@ def ray_filesystem(uri: str) -> tuple[Any | None, str]:
         return None, uri
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    s3.check_bucket(uri)
-    options: dict[str, Any] = {"region": _region(), "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        parts = urlsplit(endpoint)
-        options |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
-    return S3FileSystem(connect_timeout=s3.CONNECT_TIMEOUT, request_timeout=s3.READ_TIMEOUT, **options), "/".join(split_s3(uri))
-
-
-def _region() -> str:
-    return boto3.session.Session().region_name or os.environ.get("AWS_REGION") or "us-east-1"
+    options: dict[str, Any] = {"region": s3.check_bucket(uri), "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)}
+    server = urlsplit(endpoint(uri))
+    if ".amazonaws.com" not in server.netloc:
+        options |= {"endpoint_override": server.netloc, "scheme": server.scheme}
+    filesystem = S3FileSystem(connect_timeout=CONNECT_TIMEOUT, request_timeout=READ_TIMEOUT, **options)
+    return filesystem, "/".join(split_s3(uri)).rstrip("/")

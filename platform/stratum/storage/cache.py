@@ -12,13 +12,15 @@ import os
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
 
 from stratum.storage import local, s3
-from stratum.storage.errors import StorageError, local_errors
+from stratum.storage.client import endpoint
+from stratum.storage.errors import StorageError
 from stratum.storage.names import name, relative
 from stratum.storage.parallel import in_parallel
 
@@ -50,7 +52,7 @@ def fetch_tree(uri: str) -> Path:
     """
     for _ in range(3):
         entries = s3.listing(uri)
-        place = root() / "trees" / _hash(_endpoint(), uri) / _hash(*(f"{entry.uri}\0{entry.etag}" for entry in entries))
+        place = root() / "trees" / _hash(endpoint(uri), uri) / _hash(*(f"{entry.uri}\0{entry.etag}" for entry in entries))
         if place.is_dir():
             return place
         fetched = in_parallel(lambda entry: _fetch(entry.uri, entry.etag), entries)
@@ -60,57 +62,60 @@ def fetch_tree(uri: str) -> Path:
 
 
 def _fetch(uri: str, etag: str | None) -> tuple[Path, str]:
-    folder = root() / "objects" / _hash(_endpoint(), uri)
+    folder = root() / "objects" / _hash(endpoint(uri), uri)
     if etag is not None and (path := _version(folder, etag, uri)).is_file():
         return path, etag
     known = _known(folder, uri)
-    with local_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{local.PART_PREFIX}{secrets.token_hex(8)}"
-    try:
-        found = _download(uri, part, known)
-        path = _version(folder, found, uri)
-        if part.exists():
-            _keep(part, path, found)
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()
+    with _cache_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            found = s3.download(uri, part, known=known)
+            path = _version(folder, found, uri)
+            if part.exists():
+                _keep(part, path, found)
+        finally:
+            with suppress(FileNotFoundError):
+                part.unlink()
     return path, found
 
 
-def _download(uri: str, part: Path, known: str | None) -> str:
+@contextmanager
+def _cache_errors() -> Iterator[None]:
     try:
-        return s3.download(uri, part, known=known)
+        yield
     except OSError as error:
-        raise StorageError(f"{part.parent}: the cache cannot be written ({error.strerror}); set STRATUM_CACHE to another folder") from error
+        raise StorageError(f"{root()}: the cache cannot be written ({error.strerror}); set STRATUM_CACHE to another folder") from error
 
 
 def _keep(part: Path, path: Path, etag: str) -> None:
     """Give a finished download its name, and let go of versions that nobody reads any more."""
-    folder = path.parent.parent
-    with local_errors(path):
-        path.parent.mkdir(exist_ok=True)
-        part.chmod(0o444)  # trees link to it: a change in place would spoil them all
-        os.replace(part, path)
-        local.write(folder / "etag", etag.encode())
+    path.parent.mkdir(exist_ok=True)
+    part.chmod(0o444)  # trees link to it: a change in place would spoil them all
+    os.replace(part, path)
+    local.write(path.parent.parent / "etag", etag.encode())
     _forget_older(path.parent)
 
 
 def _forget_older(version: Path) -> None:
     for old in version.parent.iterdir():
         with suppress(FileNotFoundError):  # another process may be doing the same
-            if old.is_dir() and old != version and time.time() - old.stat().st_mtime > _KEEP_SECONDS:
+            if old in (version, version.parent / "etag") or time.time() - old.stat().st_mtime < _KEEP_SECONDS:
+                continue
+            if old.is_dir():
                 shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink()
 
 
 def _build_tree(place: Path, files: dict[str, Path]) -> Path:
     part = place.with_name(f"{local.PART_PREFIX}{secrets.token_hex(8)}")
-    with local_errors(place):
+    with _cache_errors():
         try:
             for key, source in files.items():
                 target = part / key
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(source, target)
+                _link(source, target)
             part.rename(place)
         except OSError:
             if not place.is_dir():  # unless another process was faster
@@ -119,6 +124,13 @@ def _build_tree(place: Path, files: dict[str, Path]) -> Path:
             shutil.rmtree(part, ignore_errors=True)
     _forget_older(place)
     return place
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system can
+        shutil.copyfile(source, target)
 
 
 def _known(folder: Path, uri: str) -> str | None:
@@ -132,10 +144,6 @@ def _known(folder: Path, uri: str) -> str | None:
 
 def _version(folder: Path, etag: str, uri: str) -> Path:
     return folder / _hash(etag)[:16] / name(uri)
-
-
-def _endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def _hash(*parts: str) -> str:

@@ -15,12 +15,12 @@ class StorageError(UserError):
     """A URI that cannot be read or written: the message names the URI, the cause and the fix."""
 
 
-class BrokenStreamError(Exception):
-    """The connection broke off in the middle of an object; its cause says how."""
-
-
 class MissingError(StorageError):
     """There is no such file, folder, object or bucket."""
+
+
+class UnreachableError(StorageError):
+    """The server is away, overloaded, or breaks off: the same call may succeed later."""
 
 
 _MISSING = {
@@ -40,19 +40,17 @@ _REFUSED = {
     "AuthorizationHeaderMalformed": "the request is signed for another region; set AWS_DEFAULT_REGION",
     "EntityTooLarge": "the object is too large for this server",
     "QuotaExceeded": "the quota is used up; free some space",
-    "SlowDown": "the server is overloaded and said so to every try; try again later",
-    "ServiceUnavailable": "the server is unavailable and said so to every try; try again later",
-    "503": "the server is unavailable and said so to every try; try again later",
-    "InternalError": "the server failed at every try; try again later",
 }
-_NO_CREDENTIALS = "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-_UNREACHABLE = "check AWS_ENDPOINT_URL and the network"
+_AWAY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
+_AWAY_ERRORS = (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError, aws.FlexibleChecksumError)
+_SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _LOCAL = {
     errno.ENOENT: "there is no such file or folder; check the path",
     errno.EACCES: "permission denied; change the file's permissions or choose another path",
     errno.EPERM: "the operation is not permitted; choose another path",
     errno.EROFS: "the file system is read-only; choose another path",
     errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
+    errno.EEXIST: "a part of the path is a file, not a folder; check the path",
     errno.EISDIR: "this is a folder, not a file; name a file in it",
     errno.ENOSPC: "no space is left on the device; free some or choose another path",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another path",
@@ -86,6 +84,10 @@ def explain_s3(uri: str, error: Exception) -> StorageError:
         error = error.__context__
     if isinstance(error, aws.ClientError):
         return _explain_answer(uri, error)
+    if isinstance(error, _AWAY_ERRORS) and not isinstance(error, aws.SSLError):
+        return UnreachableError(
+            f"{uri}: the server cannot be reached, or breaks off, at every try ({one_line(error)}); check AWS_ENDPOINT_URL and the network"
+        )
     return StorageError(f"{uri}: {_explain_failure(error)}")
 
 
@@ -100,20 +102,20 @@ def _explain_answer(uri: str, error: aws.ClientError) -> StorageError:
         return MissingError(f"{uri}: {_MISSING[code]}")
     if code in _REFUSED:
         return StorageError(f"{uri}: {_REFUSED[code]}")
-    return StorageError(f"{uri}: the server answered {one_line(error)}")
+    if code in _AWAY:
+        return UnreachableError(f"{uri}: the server failed at every try ({one_line(error)}); try again later")
+    return StorageError(f"{uri}: the server refused ({one_line(error)})")
 
 
 def _explain_failure(error: Exception) -> str:
-    if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)):
-        return _NO_CREDENTIALS
+    if isinstance(error, aws.NoCredentialsError):
+        return f"no credentials found; {_SET_CREDENTIALS}"
+    if isinstance(error, (aws.PartialCredentialsError, aws.CredentialRetrievalError)):
+        return f"{one_line(error)}; {_SET_CREDENTIALS}"
     if isinstance(error, aws.ProfileNotFound):
         return f"{one_line(error)}; correct AWS_PROFILE"
     if isinstance(error, aws.SSLError):
         return f"no trusted connection ({one_line(error)}); check the certificate, or set AWS_CA_BUNDLE"
-    if isinstance(error, (aws.EndpointConnectionError, aws.ProxyConnectionError)):
-        return f"the endpoint cannot be reached ({one_line(error)}); {_UNREACHABLE}"
-    if isinstance(error, aws.HTTPClientError):
-        return f"the connection failed at every try ({one_line(error)}); {_UNREACHABLE}"
     return one_line(error)
 
 

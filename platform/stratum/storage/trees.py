@@ -1,6 +1,5 @@
 """Folders by URI: listed, copied and removed as a whole."""
 
-import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -84,21 +83,6 @@ def remove_tree(uri: str) -> None:
         local.remove(Path(uri))
     elif exists(uri):
         s3.delete([uri, *(entry.uri for entry in s3.everything(uri))])
-
-
-def tree_fingerprint(uri: str) -> str:
-    """A hash of names, sizes and versions under a folder (local: modification times), read without opening a file.
-
-    Raises:
-        StorageError: where there is no such folder, or it may not be read.
-    """
-    uri = place(uri)
-    if is_remote(uri):
-        lines = [f"{e.uri} {e.size} {e.etag}" for e in s3.listing(uri)]
-    else:
-        stats = [(path, Path(path).stat()) for path in local.walk(Path(uri))]
-        lines = [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _upload(path: Path, uri: str) -> None:
