@@ -32,8 +32,11 @@ def run_job(main: Callable[[Args], int | None], args_type: type[Args], *, argv: 
     try:
         code = main(_parse(args_type, main.__doc__ or "", argv))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+        code = _interrupted()
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:  # ray.init puts its own SIGTERM handler in the place of ours: it exits with the signal's number
+            raise
+        code = _interrupted()
     except Exception as error:
         mistake = user_error_in(error)
         if mistake is None:
@@ -98,6 +101,11 @@ def _parse(args_type: type[Args], description: str, argv: Sequence[str] | None) 
 
 def _print_error(error: UserError) -> None:
     print("error:", " ".join(str(error).split()), file=sys.stderr)
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _terminated(_signal: int, _frame: object) -> NoReturn:

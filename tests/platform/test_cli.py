@@ -43,6 +43,10 @@ def interrupt(args: Args) -> int:
     raise KeyboardInterrupt
 
 
+def interrupt_under_ray(args: Args) -> int:
+    raise SystemExit(int(signal.SIGTERM))  # what the handler of ray.init does
+
+
 def code_of(*argv: str, main=succeed) -> object:  # type: ignore[no-untyped-def]
     with pytest.raises(SystemExit) as end:
         run_job(main, Args, argv=argv)
@@ -86,8 +90,9 @@ def test_a_users_error_is_one_line_and_2(argv, main, line, capsys: pytest.Captur
     assert capsys.readouterr().err == line
 
 
-def test_an_interrupt_is_130(capsys: pytest.CaptureFixture[str]) -> None:
-    assert code_of("--data", "x", main=interrupt) == 130
+@pytest.mark.parametrize("main", [interrupt, interrupt_under_ray])
+def test_an_interrupt_is_130(main, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    assert code_of("--data", "x", main=main) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
