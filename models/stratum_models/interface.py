@@ -77,6 +77,7 @@ class SegmentationModel(nn.Module, ABC):
 
     task: Task
     num_classes: int
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @abstractmethod
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -88,6 +89,11 @@ class SegmentationModel(nn.Module, ABC):
     @abstractmethod
     def predict(self, images: Sequence[Tensor]) -> Sequence[Prediction]:
         """One prediction per image, at the size of the image, without gradient."""
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Weights, and activations with them, channels-first or channels-last."""
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)
 
     @property
     def device(self) -> torch.device:

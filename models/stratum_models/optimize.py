@@ -20,18 +20,18 @@ def prepare_for_inference(model: SegmentationModel, *, channels_last: bool = Tru
         channels_last: whether weights and activations are laid out channels-last, which the convolutions of oneDNN and cuDNN prefer.
     """
     fast = copy.deepcopy(model).eval()
+    folded: set[nn.Module] = set()
     for conv, norm in _conv_norm_pairs(fast):
         _fold(conv, norm)
+        folded.add(norm)
     for module in list(fast.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d) and getattr(child, "folded", False):
+            if isinstance(child, nn.BatchNorm2d) and child in folded:
                 setattr(module, name, _rest(child))
             elif isinstance(child, LevelConv):
                 setattr(module, name, child.folded())
     if channels_last:
-        fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if hasattr(fast, "memory_format"):
-            fast.memory_format = torch.channels_last
+        fast.lay_out(torch.channels_last)
     return fast
 
 
@@ -63,12 +63,11 @@ def _conv_norm_pairs(model: SegmentationModel) -> list[tuple[nn.Conv2d, nn.Batch
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """The convolution with the BN's scale and shift in its weights; the BN is marked as done."""
+    """The convolution with the BN's scale and shift in its weights."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     conv.weight, conv.bias = weight, bias
-    norm.folded = True
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module:

@@ -1,7 +1,8 @@
 """The trunk: three feature maps at strides 8, 16 and 32 from timm, or from torchvision where timm has none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -23,12 +24,11 @@ class TimmBackbone(nn.Module):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
             raise UserError(f"unknown backbone {name!r}: timm has no model of this name; near it: {close}")
         try:
-            info = timm.create_model(name, pretrained=False, features_only=True).feature_info
-            reductions = info.reduction()
+            reductions = _features(name, None).feature_info.reduction()
             indices = tuple(max(i for i, r in enumerate(reductions) if r == stride) for stride in STRIDES)
         except (RuntimeError, ValueError, AttributeError) as error:
             raise UserError(f"backbone {name!r} has no feature maps at strides {STRIDES}: choose another ({error})") from error
-        self.trunk = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
+        self.trunk = _features(name, indices)
         self.channels: tuple[int, ...] = tuple(self.trunk.feature_info.channels())
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -36,16 +36,21 @@ class TimmBackbone(nn.Module):
         return list(self.trunk(images))
 
 
+def _features(name: str, indices: tuple[int, ...] | None) -> Any:
+    """timm's feature extractor; its type says nothing of ``feature_info``."""
+    options: dict[str, Any] = {"features_only": True} if indices is None else {"features_only": True, "out_indices": indices}
+    return timm.create_model(name, pretrained=False, **options)
+
+
 class ShuffleNetBackbone(nn.Module):
     """ShuffleNetV2 (Table 1), which only torchvision has; the last 1x1 convolution before the classifier is left out."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        make: Callable[..., nn.Module] = getattr(torchvision.models, name)
-        net = make(weights=None)
+        net: Any = torchvision.models.get_model(name, weights=None)
         self.stem = nn.Sequential(net.conv1, net.maxpool)
         self.stages = nn.ModuleList([net.stage2, net.stage3, net.stage4])
-        self.channels = tuple(int(s[-1].branch2[-3].out_channels) * 2 for s in self.stages)  # type: ignore[index]
+        self.channels = tuple(int(s[-1].branch2[-3].out_channels) * 2 for s in (net.stage2, net.stage3, net.stage4))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """As :meth:`TimmBackbone.forward`."""

@@ -18,7 +18,7 @@ NUM_PARAMS = sum(fan_in * fan_out + fan_out for fan_in, fan_out in LAYERS)
 def split_params(params: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """``[M, 169]`` to the weights ``[M, out, in]`` and biases ``[M, out]`` of the three layers; all weights come first."""
     sizes = [i * o for i, o in LAYERS] + [o for _, o in LAYERS]
-    parts = params.split(sizes, dim=1)
+    parts = torch.split(params, sizes, dim=1)
     weights = [part.reshape(-1, o, i) for part, (i, o) in zip(parts[:3], LAYERS, strict=True)]
     return weights, list(parts[3:])
 

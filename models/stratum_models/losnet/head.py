@@ -35,9 +35,8 @@ class LevelConv(nn.Module):
 
     def folded(self) -> "LevelConv | FoldedLevelConv":
         """For inference: one convolution per level with that level's BN inside; GN has no such form and stays."""
-        if isinstance(self.norms[0], nn.GroupNorm):
-            return self
-        return FoldedLevelConv([fuse_conv_bn_eval(self.conv, norm) for norm in self.norms])
+        norms = [norm for norm in self.norms if isinstance(norm, nn.BatchNorm2d)]
+        return FoldedLevelConv([fuse_conv_bn_eval(self.conv, norm) for norm in norms]) if norms else self
 
 
 class FoldedLevelConv(nn.Module):

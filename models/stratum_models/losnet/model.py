@@ -45,7 +45,6 @@ class LosNet(SegmentationModel):
         self.num_classes = num_classes
         self.config = config
         self.normalize = Normalize(divisor=max(32, config.strides[-1]))
-        self.memory_format: torch.memory_format = torch.contiguous_format
 
     def dense(self, images: Tensor) -> tuple[HeadOutput, Tensor, Locations]:
         """A normalised batch ``[B, 3, H, W]`` to the head's outputs, the mask features ``[B, 8, H / 8, W / 8]`` and the locations."""
@@ -107,7 +106,7 @@ class LosNet(SegmentationModel):
             logits = self.mask_logits(output, features, image, where, locations).float()
         else:
             logits = features.new_zeros(0, *features.shape[-2:])
-        per_image = logits.split([len(d.location) for d in found])
+        per_image = torch.split(logits, [len(d.location) for d in found])
         sizes = [(int(x.shape[-2]), int(x.shape[-1])) for x in images]
         return [_finish(d, m, inner, size) for d, m, inner, size in zip(found, per_image, batch.sizes, sizes, strict=True)]
 
@@ -148,7 +147,7 @@ def detection_targets(locations: Locations, targets: Sequence[InstanceTarget], a
 def half_size_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Bool ``[M, h, w]`` to the share of each 2x2 block that is set, ``[M, H / 2, W / 2]``, padded to the batch's ``H`` and ``W``."""
     padding = (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2])
-    return F.avg_pool2d(F.pad(masks, padding).float()[None], 2)[0]
+    return F.avg_pool2d(F.pad(masks, padding).float()[:, None], 2)[:, 0]
 
 
 def _instance_target(target: Target) -> InstanceTarget:

@@ -166,23 +166,20 @@ PAPER_RESULTS: tuple[PaperResult, ...] = (
     _result("LosNet", "M-V3", (38.5, 67.7, 39.7), 35.7, 46.7, 41.8, 448.7, 25.2, 2838, 1359, 26, batch=12),
 )
 
-# The rows that this repository's presets correspond to, as ``(method, backbone)`` of Tables 7 and 8.
-_PRESETS = {
-    "losnet": ("LosNet", "M-V3"),
-    "losnet_r50": ("LosNet", "R-50"),
-    "losnet_r101": ("LosNet", "R-101"),
-    "condinst_r50": ("CondInst", "R-50"),
-    "mask_rcnn_r50": ("Mask R-CNN", "R-50"),
+
+def _of(method: str, backbone: str) -> dict[str, float]:
+    return next(r for r in PAPER_RESULTS if (r.method, r.backbone) == (method, backbone)).figures()
+
+
+# The figures of the networks that the catalog has presets for.
+MODELS: dict[str, dict[str, float]] = {
+    "losnet_mv3": _of("LosNet", "M-V3"),
+    "losnet_r50": _of("LosNet", "R-50"),
+    "losnet_r101": _of("LosNet", "R-101"),
+    "condinst_mv3": next(row for row in PAPER_ROWS if row.key == "t1/MobileNetV3-Small").figures(),  # where the ablations start
+    "condinst_r50": _of("CondInst", "R-50"),
+    "mask_rcnn_r50": _of("Mask R-CNN", "R-50"),
 }
-
-
-def paper_figures(preset: str) -> dict[str, float] | None:
-    """The paper's figures for a preset of the catalog, or ``None`` where the paper has no such model."""
-    if preset == "condinst_mv3":  # the baseline of the ablation is in Tables 1 to 5 only
-        return next(row for row in PAPER_ROWS if row.key == "t1/MobileNetV3-Small").figures()
-    if preset not in _PRESETS:
-        return None
-    return next(r for r in PAPER_RESULTS if (r.method, r.backbone) == _PRESETS[preset]).figures()
 
 
 def table_rows(tables: tuple[int, ...]) -> tuple[PaperRow, ...]:
