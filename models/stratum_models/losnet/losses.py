@@ -43,23 +43,29 @@ def detection_losses(
     """
     positive = targets.labels >= 0
     count = positive.sum().clamp(min=1)
-    wanted = torch.zeros_like(logits, dtype=torch.float32)
-    wanted[positive] = F.one_hot(targets.labels[positive], logits.shape[-1]).float()
-    focal = sigmoid_focal_loss(logits.float(), wanted, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA)
+    logits, distances, centers = (full_precision(x) for x in (logits, distances, centers))
+    wanted = torch.zeros_like(logits)
+    wanted[positive] = F.one_hot(targets.labels[positive], logits.shape[-1]).to(wanted.dtype)
+    focal = sigmoid_focal_loss(logits, wanted, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA)
     focal = focal.masked_fill(targets.ignored[..., None], 0).sum() / count
 
     unit = strides.expand(positive.shape)[positive][:, None]  # boxes in strides: the loss is free of scale, its epsilon is not
     where = points.expand(*positive.shape, 2)[positive] / unit
     box = generalized_box_iou_loss(
-        decode_boxes(where, distances.float()[positive] / unit), decode_boxes(where, targets.distances[positive] / unit), reduction="sum"
+        decode_boxes(where, distances[positive] / unit), decode_boxes(where, targets.distances[positive] / unit), reduction="sum"
     )
-    center = F.binary_cross_entropy_with_logits(centers.float()[positive], centerness(targets.distances[positive]), reduction="sum")
+    center = F.binary_cross_entropy_with_logits(centers[positive], centerness(targets.distances[positive]), reduction="sum")
     return {"class": focal, "box": box / count, "center": center / count}
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Half precision as float32, since sums over thousands of locations need the digits; anything finer as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def dice_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """``[M, H, W]`` logits and masks in 0..1 to ``[M]``: 1 minus the overlap, squared in the denominator as in V-Net."""
-    x, y = logits.float().sigmoid().flatten(1), wanted.flatten(1)
+    x, y = full_precision(logits).sigmoid().flatten(1), wanted.flatten(1)
     overlap = 2 * (x * y).sum(1)
     return 1 - overlap / ((x * x).sum(1) + (y * y).sum(1) + DICE_EPSILON)
 
