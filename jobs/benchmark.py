@@ -1,0 +1,239 @@
+"""Compare models by what they cost: parameters, multiply-adds, bytes, latency, memory."""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from stratum import cost, storage
+from stratum.cli import run_job
+from stratum_models.catalog import CATALOG, build_model
+from stratum_models.errors import UserError
+from stratum_models.interface import InstancePrediction, SegmentationModel
+from stratum_models.losnet.paper import MODELS
+from stratum_models.optimize import prepare_for_inference
+from stratum_models.package import LoadedModel, load_package
+
+RANDOM_LOAD = f"random weights, score threshold 0, at most {cost.MAX_INSTANCES} instances"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to measure and where to write it."""
+
+    models: str = "losnet"
+    """Presets, separated by commas, or "all". They get random weights; the first is what ratios refer to."""
+    package: tuple[str, ...] = ()
+    """Model packages (folders, local or s3://), measured with their weights and after the presets."""
+    size: str = "480x640"
+    """Height x width of the image in pixels."""
+    data: str = ""
+    """A folder or URI of images to time on, resized to --size; noise where it is empty."""
+    classes: int = 1
+    """Number of classes of the presets."""
+    repeats: int = 15
+    """Rounds that are timed; in each, every model predicts once."""
+    train_batch: int = 0
+    """Also measure the memory and time of a training step with this many images; 0 leaves it out."""
+    threads: int = 0
+    """Threads of PyTorch; 0 leaves its choice."""
+    gpu: bool = False
+    """Measure on the first GPU."""
+    cost_only: bool = False
+    """Leave out what must be timed or run: latency and memory."""
+    json: str = ""
+    """File to write the records to."""
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise UserError(f"--repeats {self.repeats}: give at least 1")
+        if self.gpu and not torch.cuda.is_available():
+            raise UserError("--gpu: this machine has no usable GPU: leave the flag out")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subject:
+    """One model to measure; ``loaded`` is set where it comes from a package."""
+
+    name: str
+    preset: str
+    overrides: dict[str, object]
+    classes: int
+    loaded: LoadedModel | None = None
+    package_bytes: int | None = None
+
+    def model(self) -> SegmentationModel:
+        """The model to time: the package's, or random weights at full load."""
+        if self.loaded is not None:
+            return self.loaded.model
+        return build_model(self.preset, num_classes=self.classes, overrides=cost.full_load_overrides(self.preset, self.overrides))
+
+
+def main(args: Args) -> None:
+    """Print a table of what models cost, side by side, and write it as JSON.
+
+    Latency includes post-processing. Presets get random weights with the score threshold at 0 and at most 100 instances kept, so that each
+    fills its cap of proposals; packages run with their weights.
+    """
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    size = cost.parse_size(args.size)
+    subjects = _presets(args) + [_packaged(uri) for uri in args.package]
+    if len({s.name for s in subjects}) < len(subjects):
+        raise UserError("the same model is named twice: name each preset and each package once")
+    records = [_static_record(subject, size) for subject in subjects]
+    if not args.cost_only:
+        _add_latency(records, subjects, args, size)
+        _add_memory(records, subjects, args, size)
+    Console(width=150).print(_table(records, size))
+    if args.json:
+        path = Path(args.json).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+        print(f"written: {path}")
+
+
+def _presets(args: Args) -> list[Subject]:
+    names = [n for n in CATALOG if not n.endswith("_debug")] if args.models == "all" else [n for n in args.models.split(",") if n]
+    unknown = [name for name in names if name not in CATALOG]
+    if unknown:
+        raise UserError(f"unknown preset {unknown[0]!r}: known are {', '.join(CATALOG)}")
+    return [Subject(name=name, preset=name, overrides={}, classes=args.classes) for name in names]
+
+
+def _packaged(uri: str) -> Subject:
+    folder = storage.fetch_tree(uri)
+    loaded = load_package(folder)
+    name = uri.rstrip("/").removesuffix("/package").rsplit("/", 1)[-1]
+    manifest = loaded.manifest
+    return Subject(
+        name=name,
+        preset=manifest.preset,
+        overrides=dict(manifest.overrides),
+        classes=manifest.num_classes,
+        loaded=loaded,
+        package_bytes=cost.package_bytes(folder),
+    )
+
+
+def _static_record(subject: Subject, size: tuple[int, int]) -> dict[str, Any]:
+    dense = build_model(
+        subject.preset,
+        num_classes=subject.classes,
+        overrides=cost.dense_overrides(subject.preset, subject.overrides),
+        backbone_weights=None,
+    )
+    return {
+        "model": subject.name,
+        "preset": subject.preset,
+        "task": dense.task,
+        "input": f"{size[0]}x{size[1]}",
+        "params": cost.count_parameters(dense),
+        "macs": cost.multiply_adds(dense, size),
+        "size_bytes": cost.state_bytes(dense) if subject.package_bytes is None else subject.package_bytes,
+        "weights": "random" if subject.loaded is None else "package",
+        "latency_ms": None,
+        "latency_ratio": None,
+        "instances": None,
+        "peak_memory_mb": None,
+        "train_memory_mb": None,
+        "train_step_ms": None,
+        "paper": MODELS.get(CATALOG[subject.preset].paper or ""),
+    }
+
+
+def _images(args: Args, size: tuple[int, int]) -> list[torch.Tensor]:
+    if not args.data:
+        return [cost.noise_image(size, seed) for seed in range(4)]
+    from stratum.data.images import read_image
+
+    uris = storage.list_files(args.data, suffixes=(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))[:8]
+    if not uris:
+        raise UserError(f"{args.data}: no images there: name a folder with PNG, JPEG, BMP or TIFF files")
+    pixels = [read_image(uri, None)[None].float() / 255 for uri in uris]
+    return [torch.nn.functional.interpolate(p, size, mode="bilinear", antialias=True)[0] for p in pixels]
+
+
+def _add_latency(records: list[dict[str, Any]], subjects: list[Subject], args: Args, size: tuple[int, int]) -> None:
+    images = _images(args, size)
+    device = "cuda" if args.gpu else "cpu"
+    models = {s.name: prepare_for_inference(s.model().to(device).eval()) for s in subjects}
+    timings = cost.time_models(models, images, repeats=args.repeats)
+    for record, subject in zip(records, subjects, strict=True):
+        timing = timings[subject.name]
+        record.update(latency_ms=round(timing.latency_ms, 3), latency_ratio=round(timing.ratio, 4))
+        record["instances"] = _found(models[subject.name], images)
+        record.update(device=device, threads=torch.get_num_threads(), repeats=args.repeats, images=args.data or "noise")
+        record["load"] = RANDOM_LOAD if subject.loaded is None else "the package's weights, the preset's score threshold"
+
+
+def _found(model: SegmentationModel, images: list[torch.Tensor]) -> float | None:
+    """The median number of instances in an image: what post-processing had to do."""
+    with torch.no_grad():
+        found = [model.predict([image.to(model.device)])[0] for image in images]
+    counts = [len(p) for p in found if isinstance(p, InstancePrediction)]
+    return statistics.median(counts) if counts else None
+
+
+def _add_memory(records: list[dict[str, Any]], subjects: list[Subject], args: Args, size: tuple[int, int]) -> None:
+    for record, subject in zip(records, subjects, strict=True):
+        use = cost.peak_memory(
+            cost.MemoryRequest(
+                preset=subject.preset,
+                overrides=subject.overrides,
+                size=size,
+                num_classes=subject.classes,
+                train_batch=args.train_batch,
+                device="cuda" if args.gpu else "cpu",
+                threads=args.threads or None,
+            )
+        )
+        record.update(peak_memory_mb=round(use.infer_mb, 1), train_memory_mb=use.train_mb, train_step_ms=use.train_step_ms)
+
+
+_COLUMNS = {
+    "model": "model",
+    "params": "parameters",
+    "macs": "multiply-adds",
+    "size_bytes": "size MB",
+    "latency_ms": "latency ms",
+    "latency_ratio": "ratio",
+    "instances": "instances",
+    "peak_memory_mb": "memory MB",
+    "train_memory_mb": "training MB",
+    "paper": "paper (ms / model MB)",
+}
+
+
+def _table(records: list[dict[str, Any]], size: tuple[int, int]) -> Table:
+    table = Table(title=f"Cost at {size[0]}x{size[1]}, batch of one")
+    for number, title in enumerate(_COLUMNS.values()):
+        table.add_column(title, justify="left" if number == 0 else "right")
+    for record in records:
+        table.add_row(*(_cell(key, record[key]) for key in _COLUMNS))
+    return table
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if key == "paper":
+        return f"{value.get('infer_ms', '-')} / {value.get('size_mb', '-')}"
+    if key == "params":
+        return f"{value / 1e6:.2f} M"
+    if key == "macs":
+        return f"{value / 1e9:.2f} G"
+    if key == "size_bytes":
+        return f"{value / 2**20:.2f}"
+    if key == "latency_ratio":
+        return f"{value:.2f}x"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    run_job(main, Args)
