@@ -6,7 +6,7 @@ sees what it would have seen.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from stratum.data.sample import Sample
-from stratum.data.scene import Scene, to_scene
+from stratum.data.scene import Scene, pixel_counts, to_scene
 from stratum.data.transforms import AugmentSpec, finish, frame, window
+
+KEPT_BYTES = 256 * 2**20  # of images and id maps in a process
 
 
 class Samples(Protocol):
@@ -38,6 +40,8 @@ class AugmentedSet(Dataset[Sample]):
         self.seed = seed
         self._epoch = 0
         self._mosaic = True
+        self._kept: dict[int, Scene] = {}
+        self._room = KEPT_BYTES
 
     def __len__(self) -> int:
         return len(self.sample_set)
@@ -64,7 +68,18 @@ class AugmentedSet(Dataset[Sample]):
         return finish(scene, self.spec, rng)
 
     def _scene(self, index: int) -> Scene:
-        return to_scene(self.sample_set[index])
+        """The image with its map of ids, kept while there is room: reading it costs more than augmenting it."""
+        scene = self._kept.get(index)
+        if scene is None:
+            scene = to_scene(self.sample_set[index])
+            self._room -= scene.image.numel() + 2 * scene.ids.numel()
+            if self._room >= 0:
+                self._kept[index] = scene
+        return scene
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was kept: each worker keeps its own."""
+        return {**self.__dict__, "_kept": {}, "_room": KEPT_BYTES}
 
     def _any(self, rng: np.random.Generator) -> int:
         return int(rng.integers(len(self.sample_set)))
@@ -77,7 +92,7 @@ class AugmentedSet(Dataset[Sample]):
         indices = rng.permutation([index, *(self._any(rng) for _ in range(3))]).tolist()
         sizes = [(h, w) for h in (row, side - row) for w in (column, side - column)]
         tiles = [frame(self._scene(i), self.spec, rng, size=size) for i, size in zip(indices, sizes, strict=True)]
-        scene = replace(join(tiles), uri=self.sample_set[index].uri)
+        scene = replace(join(tiles), uri=self._scene(index).uri)
         crop = self.spec.crop
         return scene if crop in (None, side) else window(scene, 1.0, (crop, crop), self.spec, rng)
 
@@ -103,8 +118,8 @@ def paste(scene: Scene, other: Scene, rng: np.random.Generator, *, spec: Augment
     Simple Copy-Paste (Ghiasi et al. 2021) without blending. Crowd regions and what the frame cut below ``spec``'s limits are not pasted.
     """
     layers = other.ids.as_subclass(torch.Tensor).numpy()
-    pixels = np.sum([np.bincount(layer.ravel(), minlength=len(other.labels) + 1) for layer in layers], axis=0)[1:]
-    whole = (pixels >= max(spec.min_area, 1)) & (pixels >= max(spec.min_visible, 0.5) * other.areas)
+    counts = pixel_counts(other)
+    whole = (counts >= max(spec.min_area, 1)) & (counts >= max(spec.min_visible, 0.5) * other.areas)
     chosen = whole & ~other.crowd & (rng.random(len(other.labels)) < 0.5)
     if not chosen.any():
         return scene

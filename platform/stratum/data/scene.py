@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torchvision import tv_tensors
 
 from stratum.data.sample import Sample
@@ -54,13 +55,13 @@ def to_scene(sample: Sample) -> Scene:
         none = np.zeros(0)
         ids = tv_tensors.Mask(sample.target.mask.to(torch.int16)[None])
         return Scene(image=image, ids=ids, labels=none.astype(int), crowd=none.astype(bool), areas=none, semantic=True, uri=sample.uri)
-    masks = sample.target.masks.numpy()
+    layers = _layers(sample.target.masks.numpy())
     return Scene(
         image=image,
-        ids=tv_tensors.Mask(torch.from_numpy(_layers(masks))),
+        ids=tv_tensors.Mask(torch.from_numpy(layers)),
         labels=sample.target.labels.numpy(),
         crowd=sample.target.crowd.numpy(),
-        areas=masks.sum(axis=(1, 2), dtype=np.float64),
+        areas=_counts(layers, len(sample.target)).astype(np.float64),
         semantic=False,
         uri=sample.uri,
     )
@@ -73,23 +74,43 @@ def to_sample(scene: Scene, *, min_area: float = 1, min_visible: float = 0) -> S
     dropped; crowd regions only when nothing is left of them.
     """
     image = scene.image.as_subclass(torch.Tensor)
-    layers = scene.ids.as_subclass(torch.Tensor).numpy()
     if scene.semantic:
-        return Sample(image=image, target=SemanticTarget(mask=torch.from_numpy(layers[0].astype(np.int64))), uri=scene.uri)
-    counts = np.stack([np.bincount(layer.ravel(), minlength=len(scene.labels) + 1) for layer in layers])[:, 1:]  # [L, N]
-    pixels = counts.sum(axis=0)
-    seen = (pixels >= max(min_area, 1)) & (pixels >= min_visible * scene.areas)
-    keep = np.flatnonzero(seen | (scene.crowd & (pixels > 0)))
-    masks = np.empty((len(keep), *scene.size), dtype=bool)
-    for mask, instance in zip(masks, keep, strict=True):
-        np.equal(layers[counts[:, instance].argmax()], instance + 1, out=mask)
+        return Sample(image=image, target=SemanticTarget(mask=scene.ids.as_subclass(torch.Tensor)[0].long()), uri=scene.uri)
+    counts = pixel_counts(scene)
+    seen = (counts >= max(min_area, 1)) & (counts >= min_visible * scene.areas)
+    keep = np.flatnonzero(seen | (scene.crowd & (counts > 0)))
+    masks, boxes = _separate(scene, keep)
     target = InstanceTarget(
-        boxes=torch.from_numpy(tight_boxes(masks)),
+        boxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(scene.labels[keep].astype(np.int64)),
         masks=torch.from_numpy(masks),
         crowd=torch.from_numpy(scene.crowd[keep].astype(bool)),
     )
     return Sample(image=image, target=target, uri=scene.uri)
+
+
+def pixel_counts(scene: Scene) -> NDArray[np.int64]:
+    """How many pixels of each instance are there: ``int64 [N]``."""
+    return _counts(scene.ids.as_subclass(torch.Tensor).numpy(), len(scene.labels))
+
+
+def _counts(layers: NDArray[np.int16], instances: int) -> NDArray[np.int64]:
+    return np.bincount(layers.ravel(), minlength=instances + 1)[1:]
+
+
+def _separate(scene: Scene, keep: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Masks ``bool [N', H, W]`` and tight boxes ``float32 [N', 4]`` of the instances named in ``keep``, in one pass over each layer."""
+    masks = np.zeros((len(keep), *scene.size), dtype=bool)
+    boxes = np.zeros((len(keep), 4), dtype=np.float32)
+    places = {int(instance) + 1: place for place, instance in enumerate(keep)}
+    for layer in scene.ids.as_subclass(torch.Tensor).numpy():
+        for number, inside in enumerate(ndimage.find_objects(layer), start=1):
+            if inside is None or number not in places:
+                continue
+            rows, columns = inside
+            np.equal(layer[inside], number, out=masks[places[number]][inside])
+            boxes[places[number]] = columns.start, rows.start, columns.stop, rows.stop
+    return masks, boxes
 
 
 def tight_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
