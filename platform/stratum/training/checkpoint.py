@@ -16,9 +16,8 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from stratum.training.context import STATE_FILE
 from stratum.training.ema import Ema
-
-STATE_FILE = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)

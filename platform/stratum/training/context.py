@@ -3,7 +3,6 @@
 The loop itself knows only the protocol. ``LocalContext`` is this process alone; the workers of Ray Train have one of their own.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -13,6 +12,8 @@ import torch
 from torch import nn
 
 from stratum import storage
+
+STATE_FILE = "state.json"  # of a checkpoint; written last
 
 T = TypeVar("T")
 
@@ -62,9 +63,9 @@ class LocalContext:
             return
         before = self._read()
         name = f"epoch-{int(metrics['epoch']):05d}-{uuid4().hex[:8]}"
-        storage.upload_tree(checkpoint, storage.join(self._folder, name))
+        storage.upload_tree(checkpoint, storage.join(self._folder, name), last=(STATE_FILE,))
         after = {"last": name, "best": name if best else before.get("best", name)}
-        storage.write_bytes(self._index, json.dumps(after).encode())
+        storage.write_json(self._index, after)
         for old in set(before.values()) - set(after.values()):
             storage.remove_tree(storage.join(self._folder, old))
 
@@ -89,4 +90,4 @@ class LocalContext:
         return model
 
     def _read(self) -> dict[str, str]:
-        return dict(json.loads(storage.read_bytes(self._index))) if storage.exists(self._index) else {}
+        return dict(storage.read_json(self._index)) if storage.exists(self._index) else {}

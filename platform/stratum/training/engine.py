@@ -7,6 +7,7 @@ was stopped after an epoch goes on as if nothing had happened.
 
 import copy
 import itertools
+import math
 import random
 import resource
 import sys
@@ -35,7 +36,7 @@ from stratum.training.spec import TrainSpec
 from stratum_models.interface import SegmentationModel
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
-Log = Callable[[dict[str, float], int], None]  # metrics, epoch counted from 0
+Log = Callable[[dict[str, float], int], None]  # metrics, number of epochs done
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -96,7 +97,7 @@ def train(
         spec: how to train.
         context: where this runs; its latest checkpoint, if there is one, is where the run goes on.
         best_metric: the metric whose highest value makes a checkpoint the best.
-        log: called on rank 0 after every epoch that is safely stored.
+        log: called on rank 0 after every epoch that is safely stored; after a resume, with the epochs of earlier attempts first.
         say: where progress lines go, on rank 0.
         config: plain values to store in every checkpoint.
 
@@ -106,6 +107,7 @@ def train(
     torch.manual_seed(spec.seed)
     parts = build_parts(model, spec, context)
     state = resume(parts, context)
+    log_again(state, log if context.rank == 0 else None)
     progress = Progress(say if context.rank == 0 else say_nothing, epochs=spec.epochs, first_epoch=state.epoch)
     while state.epoch < spec.epochs and not state.stop_reason:
         begin_epoch(loader, state.epoch, spec, context.rank)
@@ -116,7 +118,7 @@ def train(
         improved = finish_epoch(state, row, parts, spec, best_metric, late=late)
         keep(parts, state, row, spec, context, improved=improved, config=config or {})
         if context.rank == 0 and log:
-            log(row, state.epoch - 1)
+            log(row, state.epoch)
         progress.epoch(state.epoch - 1, row)
     return conclude(model, parts, state)
 
@@ -140,6 +142,13 @@ def resume(parts: Parts, context: Context) -> State:
     """How far the run has come: the latest checkpoint's state, or a fresh one."""
     folder = context.latest_checkpoint()
     return load_checkpoint(folder, parts) if folder else State()
+
+
+def log_again(state: State, log: Log | None) -> None:
+    """Logs the epochs of earlier attempts: the process may have died between storing an epoch and logging it."""
+    for epoch, row in enumerate(state.history, 1):
+        if log:
+            log(row, epoch)
 
 
 def begin_epoch(loader: EpochLoader, epoch: int, spec: TrainSpec, rank: int) -> None:
@@ -262,13 +271,15 @@ def finish_epoch(state: State, row: dict[str, float], parts: Parts, spec: TrainS
     state.history.append(row)
     state.train_s += row["train/epoch_s"] + row.get("val/seconds", 0.0)
     state.memory_mb = max(state.memory_mb, row["train/memory_mb"])
-    improved = best_metric in row and (state.best is None or row[best_metric] > state.best.value)
+    before = state.best.value if state.best else -math.inf
+    value = row.get(best_metric, -math.inf)
+    if "val/seconds" in row:
+        state.stale = 0 if value > before else state.stale + 1
+    improved = best_metric in row and value >= before  # of equals, the longer trained
     if improved:
-        scores = {name: value for name, value in row.items() if name.startswith("val/") and name != "val/seconds"}
+        scores = {name: score for name, score in row.items() if name.startswith("val/") and name != "val/seconds"}
         state.best = Best(epoch=state.epoch - 1, metric=best_metric, metrics=scores)
         parts.best.load_state_dict(parts.evaluated.state_dict())
-    if "val/seconds" in row:
-        state.stale = 0 if improved else state.stale + 1
     if spec.patience and state.stale >= spec.patience:
         state.stop_reason = f"early stopping: {best_metric} did not rise in {state.stale} evaluations"
     elif late:

@@ -32,6 +32,9 @@ class Evaluator(Protocol):
     def compute(self) -> dict[str, float]:
         """The metrics, named as everywhere: ``val/mask_ap50``, ..."""
 
+    def best_score_threshold(self) -> float:
+        """The score from which an instance is worth showing."""
+
 
 def evaluator_for(task: Task, classes: Sequence[str]) -> Evaluator:
     """The evaluator of a task."""

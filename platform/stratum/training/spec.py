@@ -136,17 +136,6 @@ def from_dict(values: Mapping[str, Any]) -> RunSpec:
     )
 
 
-def flatten(spec: RunSpec) -> dict[str, str | int | float | bool]:
-    """The spec as flat, comparable parameters: ``train/learning_rate``, ``model/head_convs``, ..."""
-    flat: dict[str, str | int | float | bool] = {}
-    for name, value in asdict(spec).items():
-        inner = value if isinstance(value, dict) else {"": value}
-        inner = {**{k: v for k, v in inner.items() if k != "overrides"}, **inner.get("overrides", {})}
-        for key, item in inner.items():
-            flat[f"{name}/{key}".rstrip("/")] = item if isinstance(item, (str, int, float, bool)) else str(item)
-    return flat
-
-
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON knows lists only; the specs hold tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

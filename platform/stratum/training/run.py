@@ -1,0 +1,181 @@
+"""A whole run: data and model from a spec, training, the final evaluation, the package."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stratum import storage
+from stratum.data.loader import Loader, build_loader
+from stratum.data.source import Dataset, load_data
+from stratum.training.context import Context, LocalContext
+from stratum.training.engine import Log, TrainResult, train
+from stratum.training.evaluation import BEST_METRIC, Evaluator, collect, evaluate, evaluator_for
+from stratum.training.progress import Say, say_nothing
+from stratum.training.spec import ModelSpec, RunSpec, from_dict, to_dict
+from stratum_models.catalog import build_model, preset, resolve_config
+from stratum_models.errors import UserError
+from stratum_models.interface import SegmentationModel
+from stratum_models.package import MANIFEST_FILE, Manifest, load_matching, load_package, save_package
+
+RUN_FILE = "run.json"
+
+
+def check(spec: RunSpec) -> Dataset:
+    """Reads and builds everything once in the driver, so that bad input ends here, with nothing written.
+
+    Raises:
+        UserError: the model, the data, their fit, the weights to start from or the batch size cannot be used.
+    """
+    resolve_config(spec.model.preset, spec.model.overrides)
+    data = load_data(spec.data)
+    task = preset(spec.model.preset).task
+    if task != data.task:
+        raise UserError(
+            f"model {spec.model.preset} is for {task} segmentation, the labels of {spec.data.uri} are for {data.task} segmentation"
+        )
+    if not len(data.val):
+        raise UserError(f"{spec.data.uri}: no validation images: add a val part or raise the validation fraction")
+    spec.train.check_batch(len(data.train), spec.num_workers)
+    make_model(spec.model, data.classes)
+    return data
+
+
+def resolved(spec: RunSpec) -> RunSpec:
+    """The spec with every path absolute, since workers run in another folder, and the model's options in their own types."""
+    uri = spec.data.uri if storage.is_synthetic(spec.data.uri) else storage.resolve(spec.data.uri)
+    config = resolve_config(spec.model.preset, spec.model.overrides)
+    model = replace(spec.model, overrides={name: getattr(config, name) for name in spec.model.overrides})
+    if model.init and ":" not in model.init:
+        model = replace(model, init=storage.resolve(model.init))
+    if model.backbone_weights and model.backbone_weights != "imagenet":
+        model = replace(model, backbone_weights=storage.resolve(model.backbone_weights))
+    return replace(spec, data=replace(spec.data, uri=uri), model=model, storage=storage.resolve(spec.storage))
+
+
+def run_folder(spec: RunSpec) -> str:
+    """The URI of the run's own folder."""
+    return storage.join(spec.storage, spec.name)
+
+
+def claim(spec: RunSpec, run_id: str | None = None) -> None:
+    """Writes the run's ``run.json``: what is run, and its MLflow run once there is one.
+
+    Raises:
+        UserError: a run of this name is there already, or the storage cannot be written.
+    """
+    uri = storage.join(run_folder(spec), RUN_FILE)
+    if run_id is None and storage.exists(uri):
+        raise UserError(f"{run_folder(spec)}: a run of this name is there already; go on with --resume {spec.name} or choose another name")
+    storage.write_json(uri, {"spec": to_dict(spec), "run_id": run_id})
+
+
+def claimed(folder: str) -> tuple[RunSpec, str | None]:
+    """What :func:`claim` wrote for the run in a folder.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    uri = storage.join(folder, RUN_FILE)
+    if not storage.exists(uri):
+        raise UserError(f"{folder}: no run to go on with: its {RUN_FILE} is missing; check --storage and the name")
+    values = storage.read_json(uri)
+    return from_dict(values["spec"]), values["run_id"]
+
+
+def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = say_nothing) -> TrainResult:
+    """Trains what the spec says, on this rank; rank 0 writes the package to ``<storage>/<name>/package``.
+
+    The result's metrics are those of the package: the weights of the epoch with the highest ``val/mask_ap50`` (the EMA's, where
+    there is one), evaluated once more on the validation images, from which the score threshold is chosen too.
+    """
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    data = load_data(spec.data)
+    torch.manual_seed(spec.train.seed)  # every rank starts from the same weights
+    model = make_model(spec.model, data.classes)
+    loader, images = build_loaders(spec, data, context)
+    result = train(
+        model,
+        loader,
+        evaluation(data, images, context),
+        spec.train,
+        context,
+        best_metric=BEST_METRIC[data.task],
+        log=log,
+        say=say,
+        config=to_dict(spec),
+    )
+    evaluator = collect(model, images, evaluator_for(data.task, data.classes), context)
+    if evaluator is not None:
+        result = write_package(spec, data, model, result, evaluator)
+        say(f"{result.stop_reason}; kept the weights of epoch {(result.best_epoch or 0) + 1}: {result.package}")
+    return context.gather(result)[0]
+
+
+def run_local(spec: RunSpec, log: Log | None = None, say: Say = say_nothing) -> TrainResult:
+    """The run in this process, without Ray; a run that was interrupted goes on from its last checkpoint."""
+    device = "cuda" if spec.use_gpu else "cpu"
+    return execute(spec, LocalContext(run_folder(spec), device), log, say)
+
+
+def make_model(spec: ModelSpec, classes: tuple[str, ...]) -> SegmentationModel:
+    """The model of a spec, with the weights it starts from."""
+    weights = spec.backbone_weights
+    if weights and weights != "imagenet":
+        weights = str(storage.fetch(weights))
+    model = build_model(spec.preset, num_classes=len(classes), overrides=spec.overrides, backbone_weights=weights)
+    if spec.init:
+        load_matching(model, load_package(fetch_init(spec.init)).model.state_dict())
+    return model
+
+
+def fetch_init(uri: str) -> Path:
+    """A local copy of a package: ``models:/name@alias``, ``runs:/id/package``, a folder, or ``s3://``."""
+    from stratum.registry import fetch_package  # here: it imports MLflow, which takes seconds
+
+    return fetch_package(uri)
+
+
+def build_loaders(spec: RunSpec, data: Dataset, context: Context) -> tuple[Loader, Loader]:
+    """This rank's training batches, and its share of the validation images."""
+    build = partial(
+        build_loader,
+        batch_size=spec.train.part_size(context.world_size),
+        seed=spec.train.seed,
+        workers=spec.train.loader_workers,
+        rank=context.rank,
+        world_size=context.world_size,
+    )
+    return build(data.train, transform=spec.augment, shuffle=True), build(data.val, shuffle=False)
+
+
+def evaluation(data: Dataset, images: Loader, context: Context) -> Callable[[nn.Module], dict[str, float]]:
+    """What the loop calls to evaluate its weights."""
+    return lambda model: evaluate(model, images, evaluator_for(data.task, data.classes), context)
+
+
+def write_package(spec: RunSpec, data: Dataset, model: SegmentationModel, result: TrainResult, evaluator: Evaluator) -> TrainResult:
+    """Writes the package beside the checkpoints and names it in the result, with the metrics of exactly these weights."""
+    metrics = {**result.metrics, **evaluator.compute()}
+    manifest = Manifest(
+        preset=spec.model.preset,
+        overrides=dict(spec.model.overrides),
+        classes=data.classes,
+        num_classes=len(data.classes),
+        task=data.task,
+        depth_rule=asdict(data.depth) if data.depth else None,
+        metrics={name: value for name, value in metrics.items() if not name.startswith("cost/")},
+        cost={name: value for name, value in metrics.items() if name.startswith("cost/")},
+        data_fingerprint=data.fingerprint,
+        score_threshold=evaluator.best_score_threshold(),
+    )
+    uri = storage.join(run_folder(spec), "package")
+    with tempfile.TemporaryDirectory(prefix="stratum-package-") as folder:
+        save_package(Path(folder) / "package", model, manifest, half=spec.half_package)
+        storage.upload_tree(Path(folder) / "package", uri, last=(MANIFEST_FILE,))
+    return replace(result, metrics=metrics, package=uri)
