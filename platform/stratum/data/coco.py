@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from stratum import storage
 from stratum.data.classes import ClassMap
-from stratum.data.layouts import CocoPart, Tree
+from stratum.data.layouts import CocoPart
 from stratum.data.records import Entry, Problem, RawAnnotation
 from stratum_models.errors import UserError
 
 Item = dict[str, object]
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,27 +126,17 @@ def _unknown(file: CocoFile, kind: str, detail: str) -> Problem:
 def find_image(file_name: str, part: CocoPart) -> str | None:
     """The URI of an image that a COCO file names, or None.
 
-    Tried in turn: an absolute name as it is; then relative to the JSON's folder and to the data set's, under ``images/`` and under the
-    split's folder there (``train2017`` for ``instances_train2017.json``).
+    An absolute name is taken as it is, and where nothing is there, by its last part (the file was written on another machine). A
+    relative one is tried in the JSON's folder and in the data set's, then under ``images/`` and under the split's folder there
+    (``train2017`` for ``instances_train2017.json``).
     """
     name = file_name.replace("\\", "/")
-    if name.startswith(("/", "s3://")):
-        return storage.resolve(name) if storage.exists(name) else None
-    for base in _bases(part):
-        path = posixpath.normpath(posixpath.join(base, name))
-        if path in part.tree.names:
-            return part.tree.uri(path)
-        if path.startswith("../"):
-            outside = _outside(part.tree, path)
-            if outside is not None:
-                return outside
-    return None
-
-
-def _outside(tree: Tree, path: str) -> str | None:
-    scheme, slashes, rest = tree.root.rpartition("://")
-    uri = scheme + slashes + posixpath.normpath(posixpath.join(rest, path))
-    return uri if storage.exists(uri) else None
+    if name.startswith("s3://") or _ABSOLUTE.match(name):
+        if not re.match("[A-Za-z]:", name) and storage.exists(name):
+            return storage.resolve(name)
+        name = posixpath.basename(name)
+    paths = (posixpath.normpath(posixpath.join(base, name)) for base in _bases(part))
+    return next((part.tree.uri(path) for path in paths if part.tree.has(path)), None)
 
 
 def _bases(part: CocoPart) -> list[str]:

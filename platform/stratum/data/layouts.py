@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from stratum import storage
 from stratum.data.images import IMAGE_SUFFIXES
@@ -30,15 +31,20 @@ _SINGLE = (r"_annotations\.coco\.json", r"(annotations/)?(annotations|instances|
 
 @dataclass(frozen=True)
 class Tree:
-    """All files under ``root``, by their path relative to it."""
+    """The files under ``root``, by their path relative to it."""
 
     root: str
     files: tuple[str, ...]
 
     @cached_property
-    def names(self) -> frozenset[str]:
-        """The paths as a set."""
+    def _names(self) -> frozenset[str]:
         return frozenset(self.files)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this relative path; ``..`` may lead out of the tree."""
+        if not storage.is_remote(self.root):
+            return Path(self.root, name).is_file()
+        return storage.exists(self.uri(name)) if name.startswith("../") else name in self._names
 
     def uri(self, name: str) -> str:
         """The whole URI of a relative path."""
@@ -94,7 +100,8 @@ def _single_file(uri: str) -> CocoPart:
     folder, name = uri.rsplit("/", 1)
     if folder.rsplit("/", 1)[-1] == "annotations":  # the images are beside that folder
         folder, name = folder.rsplit("/", 1)[0], f"annotations/{name}"
-    return CocoPart(_tree(folder, storage.list_files(folder)), name, _split_of(name))
+    # On this machine nothing is listed: such a file may lie in a folder full of other things.
+    return CocoPart(_tree(folder, storage.list_files(folder) if storage.is_remote(folder) else [uri]), name, _split_of(name))
 
 
 def _split_of(name: str) -> str | None:
@@ -141,12 +148,14 @@ def _mask_part(tree: Tree, split: str | None) -> MaskPart | None:
                 images = _stems(tree, pattern.format(s=spelling, f="images"))
                 masks = _stems(tree, pattern.format(s=spelling, f=folder))
                 if images and masks:
-                    pairs = tuple((name, masks.get(stem)) for stem, name in images.items())
-                    return MaskPart(tree, pairs, tuple(n for stem, n in masks.items() if stem not in images), split)
+                    by_stem = {stem: name for name, stem in masks.items()}
+                    pairs = tuple((name, by_stem.get(stem)) for name, stem in images.items())
+                    used = {mask for _, mask in pairs}
+                    return MaskPart(tree, pairs, tuple(name for name in masks if name not in used), split)
     return None
 
 
 def _stems(tree: Tree, prefix: str) -> dict[str, str]:
-    """The images under a folder of the tree, by their path without the suffix."""
+    """The images under a folder of the tree, each with its path in that folder without the suffix."""
     names = [n for n in tree.files if n.startswith(prefix) and n.lower().endswith(IMAGE_SUFFIXES)]
-    return {n.removeprefix(prefix).rsplit(".", 1)[0]: n for n in names}
+    return {n: n.removeprefix(prefix).rsplit(".", 1)[0] for n in names}

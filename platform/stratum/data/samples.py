@@ -1,5 +1,6 @@
 """A lazily read set of labelled images."""
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -115,12 +116,15 @@ def _remember(sample: Sample, labels: Sequence[int | None] | None) -> Record:
     target = sample.target
     if not isinstance(target, InstanceTarget):
         raise TypeError(f"{sample.uri}: a sample set holds instances, not {type(target).__name__}")
+    picture = hashlib.sha256(sample.image.contiguous().numpy().data).hexdigest()
     record = Record(
         uri=sample.uri,
         size=(sample.image.shape[1], sample.image.shape[2]),
         labels=tuple(target.labels.tolist()),
         rles=tuple(rle.encode(target.masks.numpy())),
         crowd=tuple(target.crowd.tolist()),
+        digest=picture,
+        picture=picture,
         pixels=sample.image,
     )
     if labels is None:

@@ -28,6 +28,10 @@ class _Finding:
     def add(self, severity: Severity, kind: str, uri: str, detail: str) -> None:
         self.problems.append(Problem(severity=severity, kind=kind, uri=uri, detail=detail))
 
+    def unreadable(self, uri: str, error: Exception) -> None:
+        kind = "missing file" if isinstance(error, storage.MissingError | FileNotFoundError) else "unreadable file"
+        self.add("error", kind, uri, " ".join(str(error).split()).removeprefix(f"{uri}: "))
+
 
 def scan(entries: Sequence[Entry]) -> tuple[list[Record], list[Problem]]:
     """The usable images in the order of the entries, and every problem found."""
@@ -56,7 +60,7 @@ def _examine(entry: Entry) -> _Finding:
     try:
         path, data = _read(entry.uri)
     except (UserError, OSError) as error:
-        finding.add("error", "missing file", entry.uri, " ".join(str(error).split()))
+        finding.unreadable(entry.uri, error)
         return finding
     try:
         pixels = decode_pixels(data, entry.uri)
@@ -104,7 +108,7 @@ def _id_masks(uri: str, size: tuple[int, int], finding: _Finding) -> Labelled | 
         finding.add("error", "broken mask", uri, str(error).removeprefix(f"{uri}: "))
         return None
     except (UserError, OSError) as error:
-        finding.add("error", "missing file", uri, " ".join(str(error).split()))
+        finding.unreadable(uri, error)
         return None
     rles = tuple(found.values())
     wrong = next((r["size"] for r in rles if r["size"] != list(size)), None)

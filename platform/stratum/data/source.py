@@ -1,6 +1,5 @@
 """One URI of labelled images to a training and a validation set."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -59,8 +58,8 @@ class Survey:
     val: list[Record]
     classes: tuple[str, ...]
     problems: list[Problem]
+    depth: DepthRule | None = None
     dropped: Counter[str] = field(default_factory=Counter)  # annotations by category that the class selection left out
-    listed: int = 0  # images that the data set names, usable or not
 
     @property
     def errors(self) -> list[Problem]:
@@ -73,45 +72,41 @@ def load_data(spec: DataSpec) -> Dataset:
 
     Raises ``UserError`` where nothing usable is there, and where anything is missing, broken or unknown unless ``spec.skip_broken``.
     """
-    if spec.uri.startswith(SYNTHETIC):
-        return _synthetic(spec)
     survey = survey_data(spec)
     if survey.errors and not spec.skip_broken:
         more = f" (and {len(survey.errors) - 1} more)" if len(survey.errors) > 1 else ""
         first = survey.errors[0]
         raise UserError(
-            f"{spec.uri}: {first.kind}: {first.uri}: {first.detail}{more}; "
-            "jobs/check_data.py lists them all, --skip-broken goes on without them"
+            f"{first.kind}: {first.uri}: {first.detail}{more}; "
+            f"jobs/check_data.py --data {spec.uri} lists everything, --skip-broken goes on without it"
         )
-    depth = measure_depth(survey.train)
+    if not survey.train or not survey.val:
+        raise UserError(
+            f"{spec.uri} has {len(survey.train)} usable images for training and {len(survey.val)} for validation; each needs at least one"
+        )
     return Dataset(
-        train=SampleSet(survey.train, depth),
-        val=SampleSet(survey.val, depth),
+        train=SampleSet(survey.train, survey.depth),
+        val=SampleSet(survey.val, survey.depth),
         classes=survey.classes,
         task="instance",
-        depth=depth,
-        fingerprint=fingerprint(survey.train, survey.val, survey.classes, depth),
+        depth=survey.depth,
+        fingerprint=fingerprint(survey.train, survey.val, survey.classes, survey.depth),
         problems=survey.problems,
     )
 
 
 def survey_data(spec: DataSpec) -> Survey:
-    """Read every image and label of a data set. Raises ``UserError`` where there is no data set, or no image of it is usable."""
+    """Read every image and label of a data set. Raises ``UserError`` where there is none, or it cannot be made out."""
+    if spec.uri.startswith(SYNTHETIC):
+        return _synthetic(spec)
     parts = [part for part in find_layout(spec.uri) if part is not None]
     listed, problems, classes, dropped = _list_entries(parts, spec)
-    sets: list[list[Record]] = []
-    for entries in listed:
-        records, found = scan(entries)
-        sets.append(records)
-        problems += found
-    if not sets[0]:
-        first = next((p for p in problems if p.severity == "error"), None)
-        raise UserError(f"no usable image at {spec.uri}" + (f": {first.kind}: {first.uri}: {first.detail}" if first else ""))
+    scanned = [scan(entries) for entries in listed]
+    problems += [problem for _, found in scanned for problem in found]
+    sets = [records for records, _ in scanned]
     train, val = sets if len(sets) == 2 else split(sets[0], spec.val_fraction, spec.split_seed)
-    problems += _same_pictures(train, val)
-    missing = sum(p.kind == "missing file" and p.severity == "error" for p in problems)
-    total = max(sum(map(len, listed)), len(train) + len(val)) + missing
-    return Survey(train=train, val=val, classes=classes, problems=problems, dropped=dropped, listed=total)
+    problems += _same_pictures(train, val) + _empty_classes(train, classes, spec.uri)
+    return Survey(train=train, val=val, classes=classes, problems=problems, depth=measure_depth(train), dropped=dropped)
 
 
 def _list_entries(parts: list[Part], spec: DataSpec) -> tuple[list[list[Entry]], list[Problem], tuple[str, ...], Counter[str]]:
@@ -146,18 +141,19 @@ def _same_pictures(train: list[Record], val: list[Record]) -> list[Problem]:
     return problems
 
 
-def _synthetic(spec: DataSpec) -> Dataset:
+def _empty_classes(train: list[Record], classes: tuple[str, ...], uri: str) -> list[Problem]:
+    found = {label for record in train for label in record.labels}
+    missing = [name for label, name in enumerate(classes) if label not in found]
+    return [
+        Problem(severity="warning", kind="empty class", uri=uri, detail=f"no instance of {name!r} in the training part") for name in missing
+    ]
+
+
+def _synthetic(spec: DataSpec) -> Survey:
     from stratum.data.synthetic import load_synthetic
 
     train, val, known = load_synthetic(spec.uri)
     classes = parse_classes(spec.classes).resolve(known)
     labels = [classes.index(name) for name in known]
-    return Dataset(
-        train=from_samples(train, labels),
-        val=from_samples(val, labels),
-        classes=classes.names,
-        task="instance",
-        depth=None,
-        fingerprint=hashlib.sha256(repr((spec.uri, classes)).encode()).hexdigest(),
-        problems=[],
-    )
+    sets = [list(from_samples(samples, labels).records) for samples in (train, val)]
+    return Survey(train=sets[0], val=sets[1], classes=classes.names, problems=[])

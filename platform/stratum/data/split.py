@@ -4,20 +4,19 @@ import hashlib
 from collections.abc import Sequence
 
 from stratum.data.records import Record
-from stratum_models.errors import UserError
 
 
 def split(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
     """About ``fraction`` of the images, at least one, for validation; both parts keep the order of the records.
 
     Images with and without instances are divided alike, and equal pictures stay together. Who goes where depends on the pictures and
-    the seed alone, not on names or order. Raises ``UserError`` where there are fewer than two different pictures.
+    the seed alone, not on names or order. Fewer than two different pictures all go to the first part.
     """
     groups: dict[str, list[int]] = {}
     for i, record in enumerate(records):
         groups.setdefault(record.picture, []).append(i)
     if len(groups) < 2:
-        raise UserError(f"{len(groups)} different image(s) cannot be split into training and validation; give a val set or more images")
+        return list(records), []
     ordered = sorted(groups, key=lambda picture: hashlib.sha256(f"{seed}:{picture}".encode()).digest())
     filled = [p for p in ordered if any(records[i].labels for i in groups[p])]
     empty = [p for p in ordered if p not in set(filled)]
