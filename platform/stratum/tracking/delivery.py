@@ -65,13 +65,21 @@ class Outbox:
 
     def put_file(self, path: Path, folder: str) -> None:
         """Queue a copy of a file, or of a whole folder, for ``folder`` among the run's artifacts."""
+        self.put({"op": "artifact", "path": str(self._copy(path)), "folder": folder})
+
+    def put_package(self, path: Path, register_as: str | None) -> None:
+        """Queue a copy of a model package, to be stored with the run and registered."""
+        self.put({"op": "package", "path": str(self._copy(path)), "register_as": register_as, "uri": self.uri})
+
+    def _copy(self, path: Path) -> Path:
+        """A copy beside the spool file: what is queued must not change or go away before it is delivered."""
         copy = self._files / uuid.uuid4().hex[:8] / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             shutil.copytree(path, copy)
         else:
             shutil.copyfile(path, copy)
-        self.put({"op": "artifact", "path": str(copy), "folder": folder})
+        return copy
 
     def flush(self, timeout: float) -> bool:
         """Wait until all is delivered; False where ``timeout`` seconds were not enough."""
@@ -193,6 +201,8 @@ def _send(client: "MlflowClient", run_id: str, item: Item) -> None:
         client.log_batch(run_id, tags=[RunTag(*pair) for pair in item["values"].items()], synchronous=True)
     elif item["op"] == "artifact":
         _send_file(client, run_id, Path(item["path"]), item["folder"] or None)
+    elif item["op"] == "package":
+        _send_package(run_id, item)
     elif item["op"] == "close_children":
         _close_children(client, run_id, item["experiment_id"])
     elif item["op"] == "finish":
@@ -204,6 +214,13 @@ def _send_file(client: "MlflowClient", run_id: str, path: Path, folder: str | No
         client.log_artifacts(run_id, str(path), f"{folder}/{path.name}" if folder else path.name)
     elif path.exists():
         client.log_artifact(run_id, str(path), folder)
+
+
+def _send_package(run_id: str, item: Item) -> None:
+    from stratum.registry.packages import log_package  # here: the registry stands on the tracking
+
+    if Path(item["path"]).exists():
+        log_package(run_id, Path(item["path"]), item["register_as"], uri=item["uri"])
 
 
 def _close_children(client: "MlflowClient", run_id: str, experiment_id: str) -> None:

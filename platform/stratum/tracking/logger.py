@@ -14,7 +14,7 @@ from stratum.tracking.delivery import Outbox, deliver_leftovers, metric_item
 from stratum.tracking.store import tracking_uri
 
 logger = logging.getLogger(__name__)
-SAMPLE_SECONDS = 10.0
+SAMPLE_SECONDS, FIRST_SAMPLE_SECONDS = 10.0, 1.0
 CLOSE_SECONDS = 30.0
 
 
@@ -92,14 +92,16 @@ class _Sampler(threading.Thread):
         super().__init__(name="system-metrics", daemon=True)
         self._outbox, self._started_ms = outbox, started_ms
         self._stopped = threading.Event()
+        self._samples = 0
 
     def run(self) -> None:
-        """Sample until stopped, once more at the end."""
+        """Sample until stopped, and at the end."""
         try:
             monitors = _monitors()
-            while not self._stopped.is_set():
+            stopped = False
+            while not stopped:
+                stopped = self._stopped.wait(FIRST_SAMPLE_SECONDS if self._samples == 0 else SAMPLE_SECONDS)
                 self._sample(monitors)
-                self._stopped.wait(SAMPLE_SECONDS)
         except Exception as error:  # figures about the machine must not end a training
             logger.warning("no system metrics from here on: %s", error)
 
@@ -116,6 +118,7 @@ class _Sampler(threading.Thread):
             monitor.clear_metrics()
         step = (time.time() * 1000 - self._started_ms) // (SAMPLE_SECONDS * 1000)
         self._outbox.put(metric_item(metrics, max(0, int(step))))
+        self._samples += 1
 
 
 def _monitors() -> list[Any]:
@@ -131,4 +134,5 @@ def _monitors() -> list[Any]:
             monitors.append(kind())
         except Exception:  # no driver, no device: nothing to sample
             logger.debug("no %s", kind.__name__)
+    psutil.cpu_percent()  # utilisation is counted from the previous call on
     return monitors

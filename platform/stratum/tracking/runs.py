@@ -53,6 +53,10 @@ class Run:
         """Store a copy of a file, or of a folder, among the run's artifacts."""
         self._outbox.put_file(Path(path), folder)
 
+    def log_package(self, folder: Path, register_as: str | None = None) -> None:
+        """Store a model package with the run and register it, now or when the server is back; see ``stratum.registry.log_package``."""
+        self._outbox.put_package(folder, register_as)
+
     def logger(self, *, system_metrics: bool = True) -> RunLogger:
         """What a worker needs to log into this run."""
         return RunLogger(self.run_id, self.uri, system_metrics=system_metrics, started_ms=self.started_ms)
