@@ -1,6 +1,6 @@
 """Objects of S3 on the local disk, one file a version, so that what has not changed is not fetched again.
 
-    <root>/objects/<hash of endpoint and URI>/etag           the ETag seen last
+    <root>/objects/<hash of endpoint and URI>/etag           size and ETag of the version seen last
     <root>/objects/<hash of endpoint and URI>/<hash>/<name>  that version, whole and read-only
     <root>/trees/<hash of endpoint and URI>/<hash>/...       a folder as it was listed, linked to its objects
 
@@ -33,15 +33,13 @@ def root() -> Path:
     return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("stratum", appauthor=False))
 
 
-def fetch(uri: str, *, etag: str | None = None) -> Path:
-    """The local copy of an object.
-
-    The server is asked whether the copy is still good, unless ``etag`` says what a listing has just seen.
+def fetch(uri: str) -> Path:
+    """The local copy of an object; the server is asked whether it is still good.
 
     Raises:
         StorageError: where the object cannot be had or the cache not written.
     """
-    return _fetch(uri, etag)[0]
+    return _fetch(uri, None)[0]
 
 
 def fetch_tree(uri: str) -> Path:
@@ -55,16 +53,17 @@ def fetch_tree(uri: str) -> Path:
         place = root() / "trees" / _hash(endpoint(uri), uri) / _hash(*(f"{entry.uri}\0{entry.etag}" for entry in entries))
         if place.is_dir():
             return place
-        fetched = in_parallel(lambda entry: _fetch(entry.uri, entry.etag), entries)
+        fetched = in_parallel(lambda entry: _fetch(entry.uri, entry), entries)
         if all(etag == entry.etag for (_, etag), entry in zip(fetched, entries, strict=True)):
             return _build_tree(place, {relative(e.uri, uri): path for (path, _), e in zip(fetched, entries, strict=True)})
     raise StorageError(f"{uri}: the folder changes while it is read; try again when its writer is done")
 
 
-def _fetch(uri: str, etag: str | None) -> tuple[Path, str]:
+def _fetch(uri: str, listed: s3.Entry | None) -> tuple[Path, str]:
+    """The copy of an object and its ETag, without asking the server for what it has just ``listed``."""
     folder = root() / "objects" / _hash(endpoint(uri), uri)
-    if etag is not None and (path := _version(folder, etag, uri)).is_file():
-        return path, etag
+    if listed is not None and _is_whole(path := _version(folder, listed.etag, uri), listed.size):
+        return path, listed.etag
     known = _known(folder, uri)
     part = folder / f"{local.PART_PREFIX}{secrets.token_hex(8)}"
     with _cache_errors():
@@ -93,7 +92,7 @@ def _keep(part: Path, path: Path, etag: str) -> None:
     path.parent.mkdir(exist_ok=True)
     part.chmod(0o444)  # trees link to it: a change in place would spoil them all
     os.replace(part, path)
-    local.write(path.parent.parent / "etag", etag.encode())
+    local.write(path.parent.parent / "etag", f"{path.stat().st_size} {etag}".encode(), durable=False)
     _forget_older(path.parent)
 
 
@@ -136,10 +135,15 @@ def _link(source: Path, target: Path) -> None:
 def _known(folder: Path, uri: str) -> str | None:
     """The ETag of the copy that is here, if it is here."""
     try:
-        etag = (folder / "etag").read_text()
-    except OSError:
+        size, etag = (folder / "etag").read_text().split(" ", 1)
+        return etag if _is_whole(_version(folder, etag, uri), int(size)) else None
+    except (OSError, ValueError):
         return None
-    return etag if _version(folder, etag, uri).is_file() else None
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    # Nothing here waits for the disk: after a power cut a file may be there and empty.
+    return path.is_file() and path.stat().st_size == size
 
 
 def _version(folder: Path, etag: str, uri: str) -> Path:

@@ -14,8 +14,10 @@ _CHUNK = 1 << 20  # bytes
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place, synced to disk, when the block ends well.
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends well.
+
+    ``durable`` waits for the disk, so that not even a power cut shows an empty file; what can be had again needs no wait.
 
     Raises:
         StorageError: where the folder or the file cannot be written.
@@ -25,17 +27,19 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
-            _sync(part)
+            if durable:
+                _sync(part)
             os.replace(part, path)
-            _sync(path.parent)
+            if durable:
+                _sync(path.parent)
         finally:
             with suppress(FileNotFoundError):
                 part.unlink()
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace the content of ``path``, making its folders."""
-    with replacing(path) as part:
+    with replacing(path, durable=durable) as part:
         part.write_bytes(data)
 
 
