@@ -187,7 +187,9 @@ def test_detection_losses_agree_with_the_formulas() -> None:
 
 def test_losses_without_a_positive_are_finite() -> None:
     targets = DetectionTargets(labels=torch.full((1, 4), -1), ignored=torch.zeros(1, 4, dtype=torch.bool), distances=torch.zeros(1, 4, 4))
-    found = detection_losses(torch.zeros(1, 4, 1), torch.ones(1, 4, 4), torch.zeros(1, 4), torch.zeros(4, 2), torch.full((4,), 8.0), targets)
+    found = detection_losses(
+        torch.zeros(1, 4, 1), torch.ones(1, 4, 4), torch.zeros(1, 4), torch.zeros(4, 2), torch.full((4,), 8.0), targets
+    )
     assert found["class"].item() == pytest.approx(4 * 0.75 * 0.25 * math.log(2), rel=1e-6)
     assert found["box"].item() == found["center"].item() == 0
 
