@@ -1,0 +1,172 @@
+"""The same run under Ray Train: a trainer around ``execute``, and the context of one of its workers."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stratum import storage
+from stratum.tracking import RunLogger
+from stratum.training.engine import TrainResult
+from stratum.training.errors import NonFiniteLossError
+from stratum.training.journal import open_journal
+from stratum.training.progress import Say, say_on_stdout
+from stratum.training.run import execute, run_folder
+from stratum.training.spec import RunSpec
+from stratum_models.errors import UserError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Work = Callable[["RayContext"], T]
+SCORE = "checkpoint_score"  # tells Ray which checkpoint to keep beside the last
+
+
+class RayContext:
+    """One worker of a Ray Train run."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = int(context.get_world_rank()), int(context.get_world_size())
+        self.device: torch.device = ray.train.torch.get_device()
+        self._download: tempfile.TemporaryDirectory[str] | None = None
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, *, best: bool) -> None:
+        """Hands an epoch to Ray, which keeps the last checkpoint and the best. A barrier for all ranks."""
+        plain = {name: float(value) for name, value in metrics.items()}
+        plain[SCORE] = plain["epoch"] if best else -1.0  # each new best is better than all before
+        ray.train.report(plain, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None)
+
+    def latest_checkpoint(self) -> Path | None:
+        """A local copy of the last checkpoint that Ray has."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        self._download = tempfile.TemporaryDirectory(prefix="stratum-resume-")
+        return Path(checkpoint.to_directory(self._download.name))
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        if self.world_size == 1:
+            return flag
+        shared = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return bool(shared.item())
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives every rank rank 0's BatchNorm statistics; DistributedDataParallel does so only at the next forward pass."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def wrap(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
+        """The model in DistributedDataParallel, with synchronised BatchNorm where that is asked."""
+        if self.world_size == 1:
+            return model
+        if sync_bn:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        devices = [self.device] if self.device.type == "cuda" else None
+        # An image without instances leaves the mask head without gradient.
+        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+
+
+def run_distributed(
+    spec: RunSpec, *, run_id: str | None = None, callbacks: Sequence[Any] = (), say: Say | None = None, tracking_uri: str | None = None
+) -> TrainResult:
+    """Trains a checked and resolved spec on ``spec.num_workers`` workers; a killed worker costs what came after the last checkpoint.
+
+    Args:
+        spec: what to run. A run of this name that was interrupted goes on from its last checkpoint: see :func:`stratum.training.run.claim`.
+        run_id: the MLflow run that rank 0 logs to.
+        callbacks: of Ray Train, such as Tune's ``TuneReportCallback``.
+        say: where progress lines go, in the worker; by default its output.
+        tracking_uri: the store of ``run_id``; by default the configured one.
+
+    Raises:
+        NonFiniteLossError: the loss became infinite or not a number. Not tried again.
+        ray.train.TrainingFailedError: workers failed more often than ``spec.max_failures``.
+    """
+    run = RunLogger(run_id, tracking_uri) if run_id else None
+    return on_workers(partial(work, spec, run, say or say_on_stdout), spec, callbacks)
+
+
+def work(spec: RunSpec, run: RunLogger | None, say: Say, context: RayContext) -> TrainResult:
+    """What each worker does; rank 0 logs."""
+    if run is None or context.rank != 0:
+        return execute(spec, context, None, say)
+    with run:
+        return execute(spec, context, open_journal(run), say)
+
+
+def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = ()) -> T:
+    """Calls a function with the context of each of the spec's workers and returns what it gave on rank 0."""
+    check_cluster(spec)
+    filesystem, path = storage.ray_filesystem(run_folder(spec))
+    trainer = ray.train.torch.TorchTrainer(
+        partial(_guarded, function),  # type: ignore[arg-type]
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=spec.num_workers, use_gpu=spec.use_gpu, resources_per_worker=worker_resources(spec)
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=spec.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
+            callbacks=list(callbacks),
+        ),
+    )
+    outcome = trainer.fit().return_value  # type: ignore[attr-defined]
+    if isinstance(outcome, NonFiniteLossError):
+        raise outcome
+    value: T = outcome
+    return value
+
+
+def _guarded(function: Work[T]) -> T | NonFiniteLossError:
+    """Returns the error that trying again cannot mend: Ray restarts the workers after any that is raised."""
+    try:
+        return function(RayContext())
+    except NonFiniteLossError as error:
+        return error
+
+
+def worker_resources(spec: RunSpec) -> dict[str, float]:
+    """What Ray sets aside for each worker."""
+    return {"CPU": spec.cpus_per_worker, **({"GPU": 1} if spec.use_gpu else {})}
+
+
+def check_cluster(spec: RunSpec) -> None:
+    """Refuses a run that this cluster cannot carry: Ray would wait for machines without a word.
+
+    Raises:
+        UserError: too few CPUs or GPUs in all, on a Ray of this machine's own. A cluster (``RAY_ADDRESS``) may grow.
+    """
+    if not ray.is_initialized():
+        raise UserError("Ray is not running in this process: call ray.init() first")
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for kind, each in worker_resources(spec).items():
+        if each * spec.num_workers <= total.get(kind, 0):
+            continue
+        problem = f"{spec.num_workers} workers with {each:g} {kind} each need more than the {total.get(kind, 0):g} {kind} there are"
+        if os.environ.get("RAY_ADDRESS", "local") == "local":
+            raise UserError(f"{problem}: ask for fewer, or set RAY_ADDRESS to a cluster that has them")
+        logger.warning("%s: waiting for the cluster to grow", problem)

@@ -1,0 +1,174 @@
+"""Training on Ray: one worker or two, killed or not, the same run comes out."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray.cloudpickle
+import torch
+from mlflow import MlflowClient
+from torch import Tensor, nn
+
+from stratum.data.loader import Loader
+from stratum.data.source import DataSpec
+from stratum.data.transforms import NONE
+from stratum.tracking import RunLogger, open_run
+from stratum.training.context import Context
+from stratum.training.distributed import RayContext, on_workers, run_distributed, work
+from stratum.training.engine import TrainResult, train
+from stratum.training.errors import NonFiniteLossError
+from stratum.training.evaluation import Batch
+from stratum.training.progress import say_nothing
+from stratum.training.run import claim, run_local
+from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
+from stratum_models.errors import UserError
+from stratum_models.interface import Prediction, SegmentationModel, SemanticPrediction, SemanticTarget, Target
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
+
+TRAIN = TrainSpec(epochs=3, batch_size=4, learning_rate=0.1, ema_decay=0.9, ema_tau=5, warmup_epochs=0)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    data = DataSpec(uri="synthetic://ore?images=10&size=64&seed=0")
+    model = ModelSpec(preset="losnet_debug")
+    return RunSpec(data=data, model=model, train=TRAIN, augment=NONE, storage=str(tmp_path), experiment="test", name="run", threads=1)
+
+
+def losses(result: TrainResult) -> list[float]:
+    return [row["train/loss"] for row in result.history]
+
+
+def test_ray_and_the_plain_loop_give_the_same_curve(spec: RunSpec) -> None:
+    claim(spec)
+    ours = run_distributed(spec, say=say_nothing)
+    plain = run_local(replace(spec, name="plain"))
+    assert losses(ours) == losses(plain)
+    assert ours.metrics["val/mask_ap50"] == plain.metrics["val/mask_ap50"]
+    assert (Path(spec.storage) / "run" / "package" / "model.json").exists()
+
+
+def die_in_epoch(marker: Path, epoch: int) -> None:
+    """Makes this process kill itself before the second batch of an epoch, as the system does when memory runs out; once."""
+    original = Loader.__iter__
+
+    def deadly(self: Loader) -> Iterator[Batch]:
+        for index, batch in enumerate(original(self)):
+            if index == 1 and self.shard.shuffle and self._batches.epoch == epoch and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+    Loader.__iter__ = deadly  # type: ignore[method-assign]
+
+
+def mortal_work(spec: RunSpec, run: RunLogger, marker: Path, context: RayContext) -> TrainResult:
+    if context.rank == context.world_size - 1:
+        die_in_epoch(marker, epoch=1)
+    return work(spec, run, say_nothing, context)
+
+
+def test_a_killed_worker_costs_no_epoch_and_no_second_run(spec: RunSpec, mlflow_sqlite: str, tmp_path: Path) -> None:
+    two = replace(spec, num_workers=2, cpus_per_worker=0.5)
+    marker = tmp_path / "killed"
+    with open_run("test", "run") as run:
+        claim(two, run.run_id)
+        result = on_workers(partial(mortal_work, two, run.logger(), marker), two)
+    assert marker.exists()
+    assert result.epochs == len(result.history) == 3
+    whole = run_distributed(replace(two, name="whole"), say=say_nothing)
+    assert losses(result) == losses(whole)
+
+    client = MlflowClient(tracking_uri=mlflow_sqlite)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [found.info.run_id for found in runs] == [run.run_id]
+    assert runs[0].info.status == "FINISHED"
+    logged = client.get_metric_history(run.run_id, "train/loss")
+    assert sorted((metric.step, metric.value) for metric in logged) == list(enumerate(losses(result), 1))
+
+
+def test_a_run_that_is_asked_for_again_goes_on(spec: RunSpec) -> None:
+    first = run_distributed(spec, say=say_nothing)
+    again = run_distributed(spec, say=say_nothing)
+    assert again.history == first.history
+    assert again.metrics == first.metrics
+
+
+class Pixelwise(SegmentationModel):
+    """A linear classifier of pixels; its loss is a mean over images of equal size, so the shares of two workers add up exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task, self.num_classes = "semantic", 2
+        self.classify = nn.Conv2d(3, 2, 1)
+        self.unused = nn.Linear(2, 2)  # as the mask head is, where no image has an instance
+
+    def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        masks = torch.stack([target.mask for target in targets if isinstance(target, SemanticTarget)])
+        return {"loss_pixel": nn.functional.cross_entropy(self.classify(torch.stack(list(images))), masks)}
+
+    def predict(self, images: Sequence[Tensor]) -> list[Prediction]:
+        return [SemanticPrediction(probabilities=self.classify(image).softmax(0)) for image in images]
+
+
+class Share:
+    """A rank's share of four batches of four random pictures."""
+
+    def __init__(self, context: Context, poison: bool = False) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.rand(4, 4, 3, 8, 8, generator=generator)
+        self.own = slice(context.rank, None, context.world_size)
+        if poison and context.rank == 1:
+            self.images[2, self.own] = float("nan")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images in self.images:
+            own = images[self.own]
+            yield list(own), [SemanticTarget(mask=(image.mean(0) > 0.5).long()) for image in own], ["" for _ in own]
+
+
+def train_pixelwise(train_spec: TrainSpec, poison: bool, context: RayContext) -> tuple[list[float], dict[str, list[float]]]:
+    torch.manual_seed(0)
+    model = Pixelwise()
+    ranks = context.gather(context.rank)
+    assert ranks == list(range(context.world_size))
+    result = train(model, Share(context, poison), lambda _: {}, train_spec, context, best_metric="val/miou")
+    return losses(result), {name: value.flatten().tolist() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_workers_learn_what_one_does(spec: RunSpec, accumulate: int) -> None:
+    changed = replace(TRAIN, accumulate=accumulate)
+    found = [
+        on_workers(partial(train_pixelwise, changed, False), replace(spec, name=f"by-{workers}", num_workers=workers, cpus_per_worker=0.5))
+        for workers in (1, 2)
+    ]
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    for name, value in found[0][1].items():
+        assert found[1][1][name] == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_on_one_worker_stops_both_at_once(spec: RunSpec) -> None:
+    two = replace(spec, num_workers=2, cpus_per_worker=0.5)
+    with pytest.raises(NonFiniteLossError, match=r"step 2 on rank 1 \(loss_pixel nan\)"):
+        on_workers(partial(train_pixelwise, TRAIN, True), two)
+
+
+def test_workers_that_this_machine_cannot_carry_are_refused(spec: RunSpec) -> None:
+    with pytest.raises(UserError, match="100 workers with 1 CPU each need more than the 2 CPU there are"):
+        run_distributed(replace(spec, num_workers=100))
+    with pytest.raises(UserError, match="GPU"):
+        run_distributed(replace(spec, use_gpu=True))
