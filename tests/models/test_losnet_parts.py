@@ -12,7 +12,7 @@ from stratum_models.errors import UserError
 from stratum_models.interface import InstanceTarget
 from stratum_models.losnet.backbone import build_backbone
 from stratum_models.losnet.config import LosNetConfig
-from stratum_models.losnet.dynamic_mask import NUM_PARAMS, dynamic_masks, relative_coordinates
+from stratum_models.losnet.dynamic_mask import NUM_PARAMS, dynamic_masks
 from stratum_models.losnet.fpn import FeaturePyramid
 from stratum_models.losnet.head import DetectionHead
 from stratum_models.losnet.losses import DetectionTargets, detection_losses, dice_loss, sample_positives
@@ -118,13 +118,12 @@ def test_dynamic_masks_agree_with_loops() -> None:
     assert NUM_PARAMS == 169
     features = torch.randn(2, 8, 5, 7, dtype=torch.float64, generator=generator)
     params = torch.randn(4, 169, dtype=torch.float64, generator=generator)
-    image, where = torch.tensor([1, 0, 1, 1]), torch.tensor([[4.0, 12.0], [20.0, 4.0], [36.0, 36.0], [52.0, 20.0]])
+    image, where = torch.tensor([0, 1, 1, 1]), torch.tensor([[4.0, 12.0], [20.0, 4.0], [36.0, 36.0], [52.0, 20.0]])
     scales = torch.tensor([64.0, 128.0, 64.0, 256.0])
-    coordinates = relative_coordinates(5, 7, 8, where, scales)
-    found = dynamic_masks(features, image, params, coordinates.double())
+    found = dynamic_masks(features, image, params, where, scales, 8)
     for i in range(4):
         expected = reference_mask(features[image[i]].numpy(), params[i].numpy(), tuple(where[i].tolist()), scales[i].item())
-        np.testing.assert_allclose(found[i].numpy(), expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(found[i].numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_sparse_controller_equals_the_dense_convolution() -> None:

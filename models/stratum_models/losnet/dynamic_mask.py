@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stratum_models.losnet.config import CODE_CHANNELS
+from stratum_models.losnet.losses import full_precision
 
 LAYERS = ((CODE_CHANNELS + 2, CODE_CHANNELS), (CODE_CHANNELS, CODE_CHANNELS), (CODE_CHANNELS, 1))
 NUM_PARAMS = sum(fan_in * fan_out + fan_out for fan_in, fan_out in LAYERS)
@@ -23,44 +24,50 @@ def split_params(params: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     return weights, list(parts[3:])
 
 
-def relative_coordinates(height: int, width: int, stride: int, locations: Tensor, scales: Tensor) -> Tensor:
-    """From each pixel of the mask features to the location of its instance, in units of the size that the instance's level looks for.
+def dynamic_masks(features: Tensor, image: Tensor, params: Tensor, locations: Tensor, scales: Tensor, stride: int) -> Tensor:
+    """Mask logits of all instances of all images at once: a 1x1 convolution per layer with one group an instance.
 
-    Args:
-        height: of the mask features.
-        width: of the mask features.
-        stride: pixels of the image per pixel of the mask features.
-        locations: ``[M, 2]``, x and y in pixels of the image.
-        scales: ``[M]``, pixels.
-
-    Returns:
-        ``[M, 2, H, W]``.
-    """
-    ys = (torch.arange(height, device=locations.device, dtype=torch.float32) + 0.5) * stride
-    xs = (torch.arange(width, device=locations.device, dtype=torch.float32) + 0.5) * stride
-    dx = (locations[:, 0, None] - xs) / scales[:, None]  # [M, W]
-    dy = (locations[:, 1, None] - ys) / scales[:, None]  # [M, H]
-    return torch.stack([dx[:, None, :].expand(-1, height, -1), dy[:, :, None].expand(-1, -1, width)], dim=1)
-
-
-def dynamic_masks(features: Tensor, image: Tensor, params: Tensor, coordinates: Tensor) -> Tensor:
-    """Mask logits of all instances at once, as one grouped convolution per layer with one group an instance.
+    The relative coordinates of Eq. 5, from a pixel of the mask features to the location of the instance, are linear in the pixel: their
+    share of the first layer is a matrix product over coordinates that all instances of an image have in common, and a bias of each
+    instance's own. So no instance needs a copy of the features. Runs in float32 whatever autocast says: the two cancel almost.
 
     Args:
         features: ``[B, 8, H, W]``.
-        image: int64 ``[M]``, the image of each instance.
+        image: int64 ``[M]``, the image of each instance, ascending.
         params: ``[M, 169]``.
-        coordinates: ``[M, 2, H, W]``.
+        locations: ``[M, 2]``, x and y in pixels of the image.
+        scales: ``[M]``, pixels: the unit of the relative coordinates.
+        stride: pixels of the image per pixel of the mask features.
 
     Returns:
         ``[M, H, W]``.
     """
-    count = len(image)
-    weights, biases = split_params(params)
-    x = torch.cat([coordinates.to(features.dtype), features[image]], dim=1)  # [M, 10, H, W]
-    x = x.reshape(1, -1, *x.shape[-2:])
-    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = F.conv2d(x, weight.reshape(-1, weight.shape[-1], 1, 1), bias.reshape(-1), groups=count)
-        if i < len(weights) - 1:
-            x = F.relu(x)
-    return x[0]
+    height, width = features.shape[-2:]
+    with torch.autocast(features.device.type, enabled=False):
+        weights, biases = split_params(full_precision(params))
+        shared = torch.cat([_grid(features, stride), full_precision(features)], dim=1).flatten(2)  # [B, 10, H W]
+        kernel, bias = _absolute(weights[0], biases[0], locations.to(shared.dtype), scales.to(shared.dtype))
+        counts = torch.bincount(image, minlength=len(features)).tolist()
+        first = zip(shared, torch.split(kernel, counts), torch.split(bias, counts), strict=True)
+        x = torch.cat(
+            [torch.addmm(b.reshape(-1, 1), k.reshape(-1, k.shape[-1]), f).view(-1, CODE_CHANNELS, height * width) for f, k, b in first]
+        )
+        x = torch.baddbmm(biases[1][..., None], weights[1], F.relu(x))
+        x = torch.baddbmm(biases[2][..., None], weights[2], F.relu(x))
+    return x.view(-1, height, width)
+
+
+def _grid(features: Tensor, stride: int) -> Tensor:
+    """The x and y of the centre of each pixel, in pixels of the image: ``[B, 2, H, W]``."""
+    count, _, height, width = features.shape
+    dtype = full_precision(features).dtype
+    ys = (torch.arange(height, device=features.device, dtype=dtype) + 0.5) * stride
+    xs = (torch.arange(width, device=features.device, dtype=dtype) + 0.5) * stride
+    grid = torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)])
+    return grid.expand(count, -1, -1, -1)
+
+
+def _absolute(weight: Tensor, bias: Tensor, locations: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """The first layer over relative coordinates as one over absolute ones: ``w (l - g) / s + b = -(w / s) g + (b + (w / s) l)``."""
+    slope = weight[:, :, :2] / scales[:, None, None]  # [M, 8, 2]
+    return torch.cat([-slope, weight[:, :, 2:]], dim=2), bias + (slope * locations[:, None]).sum(-1)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from stratum_models.batching import Normalize, resize_images
 from stratum_models.interface import InstancePrediction, InstanceTarget, Prediction, SegmentationModel, Target
 from stratum_models.losnet.config import LosNetConfig
-from stratum_models.losnet.dynamic_mask import dynamic_masks, relative_coordinates
+from stratum_models.losnet.dynamic_mask import dynamic_masks
 from stratum_models.losnet.head import DetectionHead, HeadOutput
 from stratum_models.losnet.losses import DetectionTargets, detection_losses, dice_loss, sample_positives
 from stratum_models.losnet.mask_branch import MaskBranch
@@ -83,15 +83,13 @@ class LosNet(SegmentationModel):
         if len(where) == 0:
             return (features.sum() + self.head.control(output, where.new_zeros(1), where.new_zeros(1)).sum()) * 0.0
         logits = upsample(self.mask_logits(output, features, image, where, locations), MASK_UPSAMPLE)
-        wanted = [half_size_masks(t.masks[a.matched[w]], size) for t, a, w in zip(targets, assigned, chosen, strict=True)]
+        wanted = [half_size_masks(t.masks, size)[a.matched[w]] for t, a, w in zip(targets, assigned, chosen, strict=True)]
         return dice_loss(logits, torch.cat(wanted)).mean()
 
     def mask_logits(self, output: HeadOutput, features: Tensor, image: Tensor, where: Tensor, locations: Locations) -> Tensor:
-        """Logits at stride 8 of the masks of ``M`` locations: int64 ``image [M]`` and ``where [M]`` to ``[M, H / 8, W / 8]``."""
+        """Mask logits ``[M, H / 8, W / 8]`` of ``M`` locations: int64 ``image [M]``, ascending, and ``where [M]``."""
         params = self.head.control(output, image, where)
-        height, width = int(features.shape[-2]), int(features.shape[-1])
-        coordinates = relative_coordinates(height, width, MASK_STRIDE, locations.points[where], locations.scales[where])
-        return dynamic_masks(features, image, params, coordinates)
+        return dynamic_masks(features, image, params, locations.points[where], locations.scales[where], MASK_STRIDE)
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> Sequence[Prediction]:
