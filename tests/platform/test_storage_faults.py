@@ -1,0 +1,332 @@
+"""What goes wrong on the way to S3: wrong names, wrong keys, servers that are away, break off, or never answer."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import pytest
+
+from stratum import storage
+from stratum.storage import client as storage_client
+from stratum.storage.client import client
+from stratum_models.errors import UserError
+
+CALLS: dict[str, Callable[[str], Any]] = {
+    "read": storage.read_bytes,
+    "fetch": storage.fetch,
+    "write": lambda uri: storage.write_bytes(uri, b"x"),
+    "list": storage.list_files,
+    "fetch_tree": storage.fetch_tree,
+    "ray": storage.ray_filesystem,
+}
+# How many bytes of the answer to pass on: all of them (None), or so many and then cut the line.
+Fault = Callable[[bytes], int | None]
+
+
+class Server(Protocol):
+    endpoint: str
+    env: dict[str, str]
+
+    def bucket(self) -> str: ...
+
+
+class Proxy:
+    """Passes bytes between clients and the server, and cuts the line where ``fault`` says so."""
+
+    def __init__(self, server: str) -> None:
+        self.fault: Fault = lambda request: None
+        self.hold = threading.Event()  # set: a line that would be cut stays open and silent
+        self._server = (urlsplit(server).hostname, urlsplit(server).port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        for line in self._sockets:
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+            line.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                caller = self._listener.accept()[0]
+            except OSError:
+                return
+            server = socket.create_connection(self._server)
+            self._sockets += [caller, server]
+            line = _Line(self, caller, server)
+            threading.Thread(target=line.ask, daemon=True).start()
+            threading.Thread(target=line.answer, daemon=True).start()
+
+
+class _Line:
+    def __init__(self, proxy: Proxy, caller: socket.socket, server: socket.socket) -> None:
+        self.proxy, self.caller, self.server = proxy, caller, server
+        self.left: int | None = None
+
+    def ask(self) -> None:
+        with suppress(OSError):
+            while data := self.caller.recv(65536):
+                self.left = self.proxy.fault(data)
+                if self.left == 0:
+                    break
+                self.server.sendall(data)
+        self._end()
+
+    def answer(self) -> None:
+        with suppress(OSError):
+            while data := self.server.recv(65536):
+                self.caller.sendall(data[: self.left])
+                if self.left is not None:
+                    self.left = max(0, self.left - len(data))
+                    if self.left == 0:
+                        break
+        if not self.proxy.hold.is_set():
+            self._end()
+
+    def _end(self) -> None:
+        for line in (self.caller, self.server):
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def shelf(s3: Server) -> str:
+    """A bucket for all tests, which leave ``folder/x.bin`` as it is."""
+    uri = f"s3://{s3.bucket()}"
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in s3.env.items():
+            environment.setenv(name, value)
+        storage.write_bytes(f"{uri}/folder/x.bin", b"data" * 50_000)
+    return uri
+
+
+@pytest.fixture
+def bucket(shelf: str, s3_env: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("STRATUM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    return shelf
+
+
+@pytest.fixture
+def proxy(bucket: str, s3_env: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    proxy = Proxy(s3_env.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    yield proxy
+    proxy.close()
+
+
+def failure(call: Callable[[str], Any], uri: str) -> storage.StorageError:
+    """The error of ``call(uri)``, which is one line that begins with the URI."""
+    with pytest.raises(UserError) as caught:
+        call(uri)
+    assert isinstance(caught.value, storage.StorageError)
+    assert str(caught.value).startswith(f"{uri}: ")
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_a_missing_bucket_is_named(bucket: str) -> None:
+    for call in CALLS.values():
+        error = failure(call, f"{bucket}-typo/folder/x.bin")
+        assert isinstance(error, storage.MissingError)
+        assert "the bucket does not exist; create it or correct its name" in str(error)
+    assert not storage.exists(f"{bucket}-typo/folder/x.bin")
+
+
+def test_a_missing_object_is_named(bucket: str) -> None:
+    assert "there is no such object" in str(failure(storage.read_bytes, f"{bucket}/folder/y.bin"))
+    assert "there is nothing under this name" in str(failure(storage.list_files, f"{bucket}/folder/y"))
+    assert "this is an object, not a folder" in str(failure(storage.fetch_tree, f"{bucket}/folder/x.bin"))
+    assert "this names a folder, not an object" in str(failure(storage.read_bytes, f"{bucket}/folder/"))
+    assert "this names a folder, not an object" in str(failure(CALLS["write"], bucket))
+    assert not storage.exists(f"{bucket}/folder/y.bin")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("AWS_ACCESS_KEY_ID", "test:reader", "access denied; ask for the right"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "the secret key is wrong; correct AWS_SECRET_ACCESS_KEY"),
+        ("AWS_SECRET_ACCESS_KEY", None, "Partial credentials found .* set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("AWS_PROFILE", "nobody", r"profile \(nobody\) could not be found; correct AWS_PROFILE"),
+    ],
+    ids=["denied", "wrong-secret", "half-credentials", "no-profile"],
+)
+def test_refusals_say_what_to_set(bucket: str, variable: str, value: str | None, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is None:
+        monkeypatch.delenv(variable)
+    else:
+        monkeypatch.setenv(variable, value)
+    for call in CALLS.values():
+        assert re.search(says, str(failure(call, f"{bucket}/folder/x.bin")))
+
+
+def test_without_credentials_the_variables_are_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in [name for name in os.environ if name.startswith("AWS_")]:
+        if variable not in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_EC2_METADATA_DISABLED"):
+            monkeypatch.delenv(variable)
+    for call in CALLS.values():
+        error = failure(call, f"{bucket}/folder/x.bin")
+        assert "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in str(error)
+
+
+def test_what_one_may_not_do_does_not_look_like_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test:reader")
+    with pytest.raises(storage.StorageError, match="access denied"):
+        storage.exists(f"{bucket}/folder/x.bin")
+
+
+def test_a_copy_in_the_cache_is_no_way_around_a_refusal(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.fetch(f"{bucket}/folder/x.bin")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test:reader")
+    assert "access denied" in str(failure(storage.read_bytes, f"{bucket}/folder/x.bin"))
+
+
+def test_a_server_that_is_not_there_is_given_up(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:  # bound and not listening: every connection is refused
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        errors = [failure(call, f"{bucket}/folder/x.bin") for call in CALLS.values()]
+    for error in errors:
+        assert isinstance(error, storage.UnreachableError)
+        assert "the server cannot be reached" in str(error)
+        assert endpoint in str(error)
+        assert "check AWS_ENDPOINT_URL and the network" in str(error)
+
+
+def test_the_number_of_tries_is_bounded(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    tries: list[bytes] = []
+
+    def refuse(request: bytes) -> int:
+        tries.append(request)
+        return 0
+
+    proxy.fault = refuse
+    assert isinstance(failure(storage.read_bytes, f"{bucket}/folder/x.bin"), storage.UnreachableError)
+    assert len(tries) == 3 * 3  # three rounds of three
+
+
+def test_a_server_that_never_answers_is_given_up(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_client, "READ_TIMEOUT", 0.3)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    proxy.hold.set()
+    proxy.fault = lambda request: 1
+    error = failure(storage.read_bytes, f"{bucket}/folder/x.bin")
+    assert isinstance(error, storage.UnreachableError)
+    assert "Read timeout" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("AWS_ENDPOINT_URL", "127.0.0.1:9000", "Invalid endpoint: 127.0.0.1:9000; correct AWS_ENDPOINT_URL"),
+        ("AWS_MAX_ATTEMPTS", "0", "AWS_MAX_ATTEMPTS is '0'; set it to a whole number above 0"),
+        ("AWS_RETRY_MODE", "often", "AWS_RETRY_MODE is 'often'; set it to standard or adaptive"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(bucket: str, variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=says):
+        storage.read_bytes(f"{bucket}/folder/x.bin")
+
+
+def test_the_adaptive_mode_is_taken_over(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for mode, expected in ((None, "standard"), ("standard", "standard"), ("adaptive", "adaptive")):
+        if mode is not None:
+            monkeypatch.setenv("AWS_RETRY_MODE", mode)
+        config: Any = client().meta.config
+        assert config.retries == {"mode": expected, "total_max_attempts": 2}
+    assert storage.exists(f"{bucket}/folder/x.bin")
+
+
+def test_an_answer_cut_in_the_middle_is_asked_for_again(bucket: str, proxy: Proxy) -> None:
+    cuts = iter([100_000, None])
+    proxy.fault = lambda request: next(cuts) if request.startswith(b"GET") else None
+    assert storage.read_bytes(f"{bucket}/folder/x.bin") == b"data" * 50_000
+
+
+def test_an_answer_cut_every_time_leaves_nothing(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.fault = lambda request: 100_000
+    assert isinstance(failure(storage.read_bytes, f"{bucket}/folder/x.bin"), storage.UnreachableError)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_reader_killed_in_the_middle_leaves_no_half_copy(bucket: str, proxy: Proxy) -> None:
+    uri = f"{bucket}/folder/x.bin"
+    stuck = threading.Event()
+    proxy.hold.set()
+
+    def stall(request: bytes) -> int:
+        stuck.set()
+        return 100_000
+
+    proxy.fault = stall
+    reader = subprocess.Popen([sys.executable, "-c", "import sys; from stratum import storage; storage.fetch(sys.argv[1])", uri])
+    try:
+        assert stuck.wait(60)
+    finally:
+        reader.send_signal(signal.SIGKILL)
+        reader.wait()
+    proxy.hold.clear()
+    proxy.fault = lambda request: None
+    assert storage.read_bytes(uri) == b"data" * 50_000
+
+
+def test_an_upload_that_fails_in_one_part_leaves_the_old_object_and_no_parts(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.fault = lambda request: 0 if b"partNumber=2" in request else None
+    (tmp_path / "large.bin").write_bytes(bytes(9 << 20))
+    assert isinstance(
+        failure(lambda uri: storage.upload_file(tmp_path / "large.bin", uri), f"{bucket}/folder/x.bin"), storage.UnreachableError
+    )
+    proxy.fault = lambda request: None
+    assert storage.read_bytes(f"{bucket}/folder/x.bin") == b"data" * 50_000
+    assert "Uploads" not in client().list_multipart_uploads(Bucket=bucket[5:])
+
+
+def test_a_tree_whose_upload_fails_has_no_marker(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+    for name in ("model.json", "a.bin", "b.bin"):
+        storage.write_bytes(str(tmp_path / "tree" / name), b"{}")
+    target = f"{bucket}/model"
+    storage.upload_tree(tmp_path / "tree", target, last=("model.json",))
+    proxy.fault = lambda request: 0 if b"/model/b.bin" in request else None
+    with pytest.raises(storage.UnreachableError, match=r"model/b\.bin"):
+        storage.upload_tree(tmp_path / "tree", target, last=("model.json",))
+    proxy.fault = lambda request: None
+    assert not storage.exists(f"{target}/model.json")
+    storage.upload_tree(tmp_path / "tree", target, last=("model.json",))
+    assert storage.exists(f"{target}/model.json")
+
+
+def test_an_upload_of_a_missing_file_names_the_file(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(storage.MissingError, match=r"nowhere\.bin: there is no such file"):
+        storage.upload_file(tmp_path / "nowhere.bin", f"{bucket}/x")
+
+
+def test_the_file_system_for_ray_tries_more_often_than_three_times(bucket: str, proxy: Proxy) -> None:
+    filesystem, path = storage.ray_filesystem(f"{bucket}/folder")
+    assert filesystem is not None
+    refused: list[bytes] = []
+
+    def refuse_four(request: bytes) -> int | None:
+        if len(refused) < 4:
+            refused.append(request)
+            return 0
+        return None
+
+    proxy.fault = refuse_four
+    assert filesystem.get_file_info(f"{path}/x.bin").size == 200_000
+    assert len(refused) == 4
