@@ -5,10 +5,12 @@ is left out of this epoch, another part in the next (a small last batch would sp
 exactly once over all ranks, so the last batch may be smaller and ranks may differ by one image.
 """
 
+import multiprocessing
 import pickle
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 import numpy as np
@@ -118,13 +120,12 @@ class Loader:
     def __init__(self, items: _Items, shard: Shard, workers: int) -> None:
         self.shard = shard
         self._batches = _Batches(shard)
-        # forkserver: a plain fork would copy the locks of Ray's and torch's threads, held or not, and may hang.
         self._loader: DataLoader[Sample | UserError] = DataLoader(
             items,
             batch_sampler=self._batches,
             collate_fn=_collate,
             num_workers=workers,
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context=_worker_context() if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_interrupt if workers else None,
         )
@@ -179,6 +180,16 @@ def build_loader(
         sample_set, transform = AugmentedSet(sample_set, transform, seed), None
     shard = Shard(length=len(sample_set), batch_size=batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
     return Loader(_Items(sample_set, transform), shard, workers)
+
+
+def _worker_context() -> BaseContext:
+    """How workers start: from a small server process that has imported what they need.
+
+    A plain fork would copy the locks of Ray's and torch's threads, held or not, and may hang.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
 
 
 def _ignore_interrupt(_: int) -> None:

@@ -50,7 +50,7 @@ class AugmentedSet(Dataset[Sample]):
         return self.draw(index, self._epoch, self._mosaic)
 
     def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
-        """Draw afresh from now on; ``mosaic=False`` leaves mosaics out, as detectors do in their last epochs.
+        """Draw afresh from now on; ``mosaic=False`` leaves mosaic and copy-paste out, as detectors do in their last epochs.
 
         A loader with workers carries the epoch to them by itself: see ``Loader.set_epoch``.
         """
@@ -60,8 +60,8 @@ class AugmentedSet(Dataset[Sample]):
     def draw(self, index: int, epoch: int, mosaic: bool = True) -> Sample:
         """The sample that this index has in this epoch."""
         rng = np.random.default_rng([self.seed, epoch, index])
-        with_mosaic, with_paste = rng.random() < self.spec.mosaic, rng.random() < self.spec.copy_paste
-        scene = self._mosaic_of(index, rng) if mosaic and with_mosaic else frame(self._scene(index), self.spec, rng)
+        with_mosaic, with_paste = (mosaic and rng.random() < share for share in (self.spec.mosaic, self.spec.copy_paste))
+        scene = self._mosaic_of(index, rng) if with_mosaic else frame(self._scene(index), self.spec, rng)
         if with_paste and not scene.semantic:
             other = frame(self._scene(self._any(rng)), self.spec, rng, size=scene.size)
             scene = paste(scene, other, rng, spec=self.spec)

@@ -73,7 +73,7 @@ def to_sample(scene: Scene, *, min_area: float = 1, min_visible: float = 0) -> S
     Instances with fewer than ``min_area`` pixels, or with less than the fraction ``min_visible`` of what they would have uncut, are
     dropped; crowd regions only when nothing is left of them.
     """
-    image = scene.image.as_subclass(torch.Tensor)
+    image = scene.image.as_subclass(torch.Tensor).clone()  # the scene may be kept; a sample is its owner's to change
     if scene.semantic:
         return Sample(image=image, target=SemanticTarget(mask=scene.ids.as_subclass(torch.Tensor)[0].long()), uri=scene.uri)
     counts = pixel_counts(scene)
