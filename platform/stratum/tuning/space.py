@@ -24,6 +24,8 @@ BASELINE: Mapping[str, object] = {
     "norm": "gn",
 }
 
+BASELINE_ROWS = ("t1/MobileNetV3-Small", "t2/256-yes", "t3/P6P7-yes", "t4/4", "t5/GN")  # the network all tables share
+
 # Table 1 by the names of timm (torchvision's for ShuffleNetV2). VoVNetV2 is the 39-layer one: its checkpoint is as large as ResNet50's.
 BACKBONES: Mapping[str, str | None] = {
     "DLA34": "dla34",
@@ -128,10 +130,7 @@ def _varied(row: PaperRow) -> dict[str, object]:
 
 def _slug(rows: list[str]) -> str:
     """A name for files and runs: that of the first row; the baseline, which most tables share, by its own."""
-    return "baseline" if len(rows) > 1 or rows[0] in _BASELINE_ROWS else rows[0].replace("/", "-").replace(" ", "-")
-
-
-_BASELINE_ROWS = ("t1/MobileNetV3-Small", "t2/256-yes", "t3/P6P7-yes", "t4/4", "t5/GN")
+    return "baseline" if len(rows) > 1 or rows[0] in BASELINE_ROWS else rows[0].replace("/", "-").replace(" ", "-")
 
 
 def search_space() -> dict[str, Any]:

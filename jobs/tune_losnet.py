@@ -1,0 +1,292 @@
+"""The sweep over LosNet: the paper's ablation grid, a search of the joint space, or presets side by side."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from stratum.cli import run_job
+from stratum_models.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to sweep over, on which data, and where the results go."""
+
+    space: Literal["ablation", "search"] = "ablation"
+    """"ablation": the paper's Tables 1 to 6. "search": the joint space, with Optuna and ASHA."""
+    tables: str = "all"
+    """Tables of the ablation, such as 2,4."""
+    models: str = ""
+    """Presets to compare instead, separated by commas, such as losnet,condinst_mv3."""
+    trials: int = 16
+    """Trials of a search."""
+    data: str = "synthetic://ore?images=64&size=256&seed=0"
+    """A folder or COCO JSON, local or s3://, or synthetic ore."""
+    classes: str = ""
+    """Categories to use and merge, such as roca+glomero=ore."""
+    skip_broken: bool = False
+    """Go on without images and labels that are missing or broken."""
+    storage: str = ""
+    """URI of the folder for results; by default ./outputs, in a submitted job a folder of the user's own."""
+    experiment: str = "losnet-sweep"
+    """MLflow's experiment."""
+    name: str = ""
+    """The sweep's name, by default its space and the time."""
+    resume: str = ""
+    """Go on with the sweep of this name; everything but --storage is then taken from it."""
+    epochs: int = 60
+    """Epochs of a trial."""
+    size: int = 256
+    """Images are scaled to about this many pixels on their shorter side, in training and in validation."""
+    batch: int = 8
+    """Images of an optimiser step."""
+    learning_rate: float = 2e-3
+    """Peak learning rate (AdamW, cosine); a search varies it by a factor of 4 either way."""
+    augment: str = "strong"
+    """Augmentation preset: none, paper or strong."""
+    backbone_weights: str = ""
+    """"imagenet", a local file or a URI; random where it is empty."""
+    set: tuple[str, ...] = ()
+    """Model options of every trial, such as mask_channels=64."""
+    workers: int = 1
+    """Ray Train workers of a trial."""
+    cpus_per_worker: float = 1.0
+    """CPUs that each worker takes."""
+    gpu: bool = False
+    """One GPU for each worker."""
+    max_concurrent: int = 0
+    """Trials side by side; 0: as many as the cluster has room for."""
+    finalists: int = 0
+    """Trials that are timed at the end; 0: all of a grid, at most 6 of a search."""
+    timing_rounds: int = 15
+    """Times that each finalist is timed."""
+    cost_size: str = "480x640"
+    """Height x width that multiply-adds, latency and memory refer to."""
+    register: str = "losnet"
+    """Name of the winner in MLflow's registry; "none" leaves it out."""
+    evaluate_every: int = 5
+    """Epochs between evaluations."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and search."""
+    demo: bool = False
+    """A small sweep on synthetic ore that takes minutes: fills in every flag that is not given."""
+
+
+# Four variants that differ in one choice of the paper each, small enough for two cores.
+DEMO: dict[str, Any] = {
+    "tables": "6",
+    "data": "synthetic://ore?images=48&size=128&seed=0&rocks=14&d50=20&empty=0.05",
+    "experiment": "losnet-demo",
+    "epochs": 16,
+    "size": 128,
+    "batch": 6,
+    "evaluate_every": 4,
+    "timing_rounds": 7,
+}
+
+
+def main(args: Args) -> int:
+    """Train many variants of LosNet, compare them beside the paper's figures, and keep the best.
+
+    Ends with a table, a plot of the Pareto front and the winner's package; all of it is also in the sweep's MLflow run.
+    """
+    from stratum.tuning.cluster import ray_cluster
+    from stratum.tuning.spec import load_sweep, save_sweep
+
+    if args.resume:
+        sweep, earlier = load_sweep(f"{storage_uri(args)}/{args.resume}")
+    else:
+        sweep, earlier = sweep_spec(with_demo(args)), None
+    grid = sweep.grid()
+    check_data(sweep)
+    from stratum.tracking import check_reachable, tracking_uri
+
+    check_reachable(tracking_uri())
+    if not args.resume:
+        save_sweep(sweep, None)
+    planned = f"{len(grid.variants)} variants" if grid else f"{sweep.trials} trials"
+    print(f"sweep {sweep.name}: {planned}, {sweep.base.train.epochs} epochs each, results in {sweep.folder}", flush=True)
+    with ray_cluster():
+        return run(sweep, earlier, resume=bool(args.resume))
+
+
+def run(sweep: Any, earlier: str | None, *, resume: bool) -> int:
+    """The sweep inside its MLflow run; exit code 1 where no trial finished."""
+    from stratum.tracking import open_run
+    from stratum.tuning.spec import save_sweep
+    from stratum.tuning.sweep import run_sweep
+
+    tags = {"stratum.sweep": sweep.name, "stratum.kind": "sweep"}
+    with open_run(sweep.base.experiment, sweep.name, asdict(sweep), tags, resume_id=earlier) as parent:
+        save_sweep(sweep, parent.run_id)
+        rows, interrupted = run_sweep(sweep, parent.run_id, parent.uri, resume=resume, say=say)
+        if not interrupted:
+            rows = time_finalists(rows, sweep, parent.uri)
+        show(rows, sweep, parent, partial=interrupted)
+        if interrupted:
+            print(f"interrupted; go on with: python jobs/tune_losnet.py --storage {sweep.base.storage} --resume {sweep.name}", flush=True)
+            raise KeyboardInterrupt
+    return 0 if any(row.state == "finished" for row in rows) else 1
+
+
+def sweep_spec(args: Args) -> Any:
+    """The sweep that the flags describe, with every path absolute."""
+    from stratum.cost import parse_size
+    from stratum.data.source import DataSpec
+    from stratum.data.transforms import resolve_augmentation
+    from stratum.training.run import resolved
+    from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
+    from stratum.tuning.space import parse_tables
+    from stratum.tuning.spec import SweepSpec
+
+    space = "models" if args.models else args.space
+    name = args.name or f"{space}-{datetime.now():%Y%m%d-%H%M%S}"
+    train = TrainSpec(
+        epochs=args.epochs,
+        batch_size=args.batch,
+        optimizer="adamw",
+        learning_rate=args.learning_rate,
+        weight_decay=0.05,
+        schedule="cosine",
+        ema_decay=0.998,
+        ema_tau=200.0,
+        evaluate_every=args.evaluate_every,
+        checkpoint_every=args.evaluate_every,
+        clip_norm=10.0,
+        seed=args.seed,
+    )
+    base = RunSpec(
+        data=DataSpec(uri=args.data, classes=args.classes, skip_broken=args.skip_broken),
+        model=ModelSpec(preset="losnet", backbone_weights=args.backbone_weights or None),
+        storage=storage_uri(args),
+        experiment=args.experiment,
+        name=name,
+        train=train,
+        augment=resolve_augmentation(args.augment, args.size),
+        num_workers=args.workers,
+        use_gpu=args.gpu,
+        cpus_per_worker=args.cpus_per_worker,
+        max_failures=1,
+    )
+    return SweepSpec(
+        name=name,
+        base=resolved(base),
+        space=space,
+        tables=parse_tables(args.tables),
+        models=tuple(part for part in args.models.split(",") if part),
+        extra={**overrides(args.set), "input_short": args.size},
+        trials=args.trials,
+        max_concurrent=args.max_concurrent,
+        cost_size=parse_size(args.cost_size),
+        finalists=args.finalists,
+        timing_rounds=args.timing_rounds,
+        register_as="" if args.register == "none" else args.register,
+    )
+
+
+def check_data(sweep: Any) -> None:
+    """Reads data and model once in the driver: bad input ends here, with nothing written."""
+    from stratum.training.run import check
+
+    grid = sweep.grid()
+    first = grid.variants[0] if grid else None
+    check(sweep.run_spec(first, {}) if first else sweep.base)
+
+
+def with_demo(args: Args) -> Args:
+    """The flags, with --demo's own values for those that were not given."""
+    if not args.demo:
+        return args
+    plain = Args()
+    untouched = {name: value for name, value in DEMO.items() if getattr(args, name) == getattr(plain, name)}
+    return replace(args, **untouched)
+
+
+def overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """``("mask_channels=64",)`` as a mapping."""
+    bad = [pair for pair in pairs if "=" not in pair]
+    if bad:
+        raise UserError(f"--set {bad[0]!r}: write it as option=value, such as mask_channels=64")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def storage_uri(args: Args) -> str:
+    """The folder for results, absolute: a submitted job's own folder is thrown away with the job."""
+    import platformdirs
+
+    from stratum import storage
+    from stratum.tuning.cluster import JOB_CONFIG
+
+    default = platformdirs.user_data_path("stratum") / "runs" if os.environ.get(JOB_CONFIG) else Path("outputs")
+    return storage.resolve(args.storage or str(default))
+
+
+def time_finalists(rows: Any, sweep: Any, tracking: str) -> Any:
+    """The rows with latency and memory of the finalists, which also go into their packages and MLflow runs."""
+    from stratum.tracking import client_for
+    from stratum.tuning.finalists import choose_finalists, measure, store_costs
+
+    chosen = choose_finalists(rows, sweep)
+    if not chosen:
+        return rows
+    say(f"timing {len(chosen)} finalists, one call after another")
+    costs = measure(chosen, sweep)
+    client = client_for(tracking)
+    for row in chosen:
+        for name, value in costs.get(row.name, {}).items() if row.run_id else ():
+            client.log_metric(row.run_id or "", name, value)
+    return store_costs(rows, costs)
+
+
+def show(rows: Any, sweep: Any, parent: Any, *, partial: bool) -> None:
+    """Print, store and log what came out."""
+    from stratum import storage
+    from stratum.tracking import ui_command
+    from stratum.tuning.finalists import winner
+    from stratum.tuning.results import comparison, plot_front, problems
+
+    grid = sweep.grid()
+    table = comparison(rows, grid)
+    print(f"\n{'partial results' if partial else 'results'} of {sweep.name} (AP in percent; * is on the Pareto front)\n\n{table}")
+    for line in problems(rows, grid):
+        print(f"not in the comparison: {line}")
+    with tempfile.TemporaryDirectory(prefix="stratum-report-") as folder:
+        out = Path(folder) / "report"
+        plot_front(rows, out / "pareto.png", sweep.name)
+        (out / "table.txt").write_text(table, encoding="utf-8")
+        (out / "table.md").write_text(comparison(rows, grid, markdown=True), encoding="utf-8")
+        (out / "trials.json").write_text(json.dumps([asdict(row) for row in rows], indent=2, default=str), encoding="utf-8")
+        storage.upload_tree(out, storage.join(sweep.folder, "report"))
+        parent.log_artifact(out)
+    best = winner(rows, sweep)
+    if best is not None:
+        keep_winner(best, sweep, parent, register=not partial)
+    print(f"plot: {storage.join(sweep.folder, 'report', 'pareto.png')}")
+    print(f"compare the runs with: {ui_command(parent.uri)}", flush=True)
+
+
+def keep_winner(best: Any, sweep: Any, parent: Any, *, register: bool) -> None:
+    """The winner's figures and package in the sweep's own run, and its package in the registry."""
+    from stratum import storage
+
+    parent.log_metrics({name: value for name, value in best.metrics.items() if name.startswith(("val/", "cost/", "sweep/utility"))})
+    parent.set_tags({"stratum.winner": best.name})
+    name = sweep.register_as if register else ""
+    parent.log_package(storage.fetch_tree(best.package), name or None)
+    print(f"winner: {best.name} (highest AP50 less its price in multiply-adds and size); package: {best.package}")
+    if name:
+        print(f"registered as: models:/{name}")
+
+
+def say(line: str) -> None:
+    """One line of progress, with the time."""
+    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    run_job(main, Args)

@@ -1,0 +1,79 @@
+"""Reaching Ray: the cluster that ``RAY_ADDRESS`` names, or a local one on loopback that ends with the job."""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+FORWARDED = ("AWS_", "MLFLOW_", "STRATUM_")  # what workers need of the driver's environment
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+
+
+@contextmanager
+def ray_cluster(cpus: int | None = None) -> Iterator[None]:
+    """Ray, connected. A cluster of this process's own takes ``cpus`` (by default all) and listens on loopback alone.
+
+    Its dashboard is on, since Tune frees the workers of a stopped trial through it, and it asks for a token, which is kept in the
+    environment so that none is written to the home folder. Where Ray is connected already, as in a notebook, that is used.
+    """
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        _ask_for_token()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    environment = {"env_vars": forwarded_environment()}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets lie below it, whose paths may have 107 bytes at most
+    try:
+        ray.init(**_local(folder, cpus), runtime_env=environment)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def forwarded_environment() -> dict[str, str]:
+    """The variables to hand to workers, without those that a submitted job's own runtime environment has: Ray refuses a name set twice."""
+    job = json.loads(os.environ.get(JOB_CONFIG) or "{}")
+    known = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED) and name not in known}
+
+
+def _ask_for_token() -> None:
+    """Ray reads these when it is imported; set later, its own processes would ask for a token that the driver does not send."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token" and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _local(folder: str, cpus: int | None) -> dict[str, Any]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    return {
+        "address": "local",
+        "num_cpus": cpus,
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": port,
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+        "_node_ip_address": "127.0.0.1",
+        "_temp_dir": folder,
+    }

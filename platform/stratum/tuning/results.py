@@ -1,0 +1,108 @@
+"""What a sweep shows at its end: tables beside the paper's own figures, and the Pareto front as a plot."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stratum.report.tables import ABLATION, Figure, Row, ablation_table
+from stratum.tuning.finalists import front
+from stratum.tuning.space import BASELINE_ROWS, Grid
+from stratum.tuning.sweep import TrialRow
+from stratum_models.catalog import preset
+from stratum_models.losnet.paper import MODELS, PAPER_ROWS, PaperRow
+
+_TITLES = {
+    1: "Table 1: backbones",
+    2: "Table 2: channels of the FPN, with and without its 3x3 convolutions",
+    3: "Table 3: levels P6 and P7",
+    4: "Table 4: convolutions of the head",
+    5: "Table 5: normalisation",
+    6: "Table 6: original and light FPN in LosNet",
+}
+_COSTS = (
+    Figure(title="train ms/iter", metric="cost/train_step_ms", paper="train_ms"),
+    Figure(title="train MB", metric="cost/train_memory_mb", paper="train_memory_mb", digits=0),
+    Figure(title="infer MB", metric="cost/infer_memory_mb", paper="infer_memory_mb", digits=0),
+)
+_SHARED = (*ABLATION, *_COSTS)
+
+
+def comparison(rows: Sequence[TrialRow], grid: Grid | None = None, *, markdown: bool = False) -> str:
+    """The trials beside the paper: its rows in its order, each with the trial that stands for it; without a grid, best AP50 first.
+
+    ``*`` marks the Pareto front; a trial without a result says what became of it.
+    """
+    return ablation_table(report_rows(rows, grid), figures=_SHARED, markdown=markdown)
+
+
+def report_rows(rows: Sequence[TrialRow], grid: Grid | None = None) -> list[Row]:
+    """The rows of :func:`comparison` as ``stratum.report.tables`` takes them."""
+    leading = {row.name for row in front(rows)}
+    trials = {key: row for row in rows for key in row.rows}
+    known = {*trials, *(grid.left_out if grid else ())}
+    papers = [paper for paper in PAPER_ROWS if paper.key in known]
+    if papers:
+        return [_paper_line(paper, trials.get(paper.key), leading) for paper in papers]
+    ranked = sorted(rows, key=lambda row: -_finite(row.metrics.get("val/mask_ap50")))
+    return [_line(row.name, row, _preset_figures(row), leading) for row in ranked]
+
+
+def problems(rows: Sequence[TrialRow], grid: Grid | None) -> list[str]:
+    """One line for every trial that gave no result, and for every row of the paper that was left out."""
+    failed = [f"{row.name}: {row.state}{': ' + row.error if row.error else ''}" for row in rows if row.state in ("failed", "interrupted")]
+    return failed + [f"{key}: not run: {reason}" for key, reason in (grid.left_out.items() if grid else ())]
+
+
+def plot_front(rows: Sequence[TrialRow], path: Path, title: str) -> Path:
+    """Multiply-adds against mask AP50, a disc's area the size on disk, the Pareto front in colour. Writes ``path``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Plot
+
+    finished = [row for row in rows if row.state == "finished"]
+    leading = {row.name for row in front(rows)}
+    plot = Plot(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(plot)
+    axes = plot.add_subplot()
+    for row in finished:
+        x, y, size = _point(row)
+        leads = row.name in leading
+        axes.scatter(x, y, s=12 + 4 * size, color="#b5512c" if leads else "#9a9a9a", alpha=0.8, zorder=3 if leads else 2)
+        axes.annotate(row.name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    joined = sorted(_point(row)[:2] for row in finished if row.name in leading)
+    if joined:
+        axes.step(*zip(*joined, strict=True), where="post", color="#b5512c", linewidth=1, zorder=1)
+        axes.set_xscale("log")
+    axes.set(xlabel="multiply-adds, G", ylabel="mask AP50", title=f"{title}\n(orange: none is better in AP50, multiply-adds and size)")
+    axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot.savefig(path, dpi=130)
+    return path
+
+
+def _paper_line(paper: PaperRow, row: TrialRow | None, leading: set[str]) -> Row:
+    line = _line(paper.label, row, paper.figures(), leading)
+    return {**line, "group": _TITLES[paper.table], "baseline": paper.key in BASELINE_ROWS or paper.key == "t6/original-FPN"}
+
+
+def _line(label: str, row: TrialRow | None, paper: Mapping[str, float] | None, leading: set[str]) -> dict[str, object]:
+    state = row.state if row else "not run"
+    return {
+        "name": f"{label} *" if row and row.name in leading else label,
+        "metrics": row.metrics if row else {},
+        "paper": paper,
+        "note": "" if state == "finished" else state,
+    }
+
+
+def _point(row: TrialRow) -> tuple[float, float, float]:
+    """Multiply-adds in G, AP50, size in MB."""
+    return row.metrics.get("cost/macs", 0) / 1e9, _finite(row.metrics.get("val/mask_ap50")), row.metrics.get("cost/size_mb", 0)
+
+
+def _finite(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) else 0.0
+
+
+def _preset_figures(row: TrialRow) -> Mapping[str, float] | None:
+    """The paper's figures where the trial is a preset as it stands."""
+    return MODELS.get(preset(row.preset).paper or "") if row.name == row.preset else None

@@ -1,0 +1,119 @@
+"""What a sweep is: one frozen value that is stored beside its results, so that it can be resumed by name."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from stratum import storage
+from stratum.training.spec import RunSpec, from_dict
+from stratum.tuning.pareto import Tradeoff
+from stratum.tuning.space import TABLES, Grid, Variant, ablation_grid, sampled_variant
+from stratum_models.catalog import resolve_config
+from stratum_models.errors import UserError
+
+Space = Literal["ablation", "search", "models"]
+SWEEP_FILE = "sweep.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """A sweep: ``base`` says what every trial has in common, the rest what is varied and how it is judged.
+
+    Sizes are ``(height, width)`` in pixels. ``cost_size`` is what multiply-adds, latency and memory refer to, whatever size is trained on.
+    """
+
+    name: str
+    base: RunSpec
+    space: Space = "ablation"
+    tables: tuple[int, ...] = TABLES  # of "ablation"
+    models: tuple[str, ...] = ()  # presets of "models"
+    extra: Mapping[str, object] = field(default_factory=dict)  # overrides of every variant
+    trials: int = 16  # of "search"
+    grace_epochs: int = 0  # epochs before ASHA may stop a trial of "search"; 0: a quarter of all
+    max_concurrent: int = 0  # 0: as many as the cluster carries
+    cost_size: tuple[int, int] = (480, 640)
+    finalists: int = 0  # trials that are timed; 0: all of a grid, at most 6 of a search
+    timing_rounds: int = 15
+    register_as: str = "losnet"  # name of the winner in the registry; empty: it is not registered
+    tradeoff: Tradeoff = field(default_factory=Tradeoff)
+
+    def __post_init__(self) -> None:
+        if self.space not in get_args(Space):
+            raise UserError(f"space {self.space!r} is unknown: use one of {', '.join(get_args(Space))}")
+        if not self.name or "/" in self.name:
+            raise UserError(f"sweep name {self.name!r}: give a plain name without slashes")
+        if min(self.trials, self.timing_rounds) < 1:
+            raise UserError(f"a sweep needs at least one trial and one timing round, not {self.trials} and {self.timing_rounds}")
+        if min(self.max_concurrent, self.finalists, self.grace_epochs) < 0:
+            raise UserError("max_concurrent, finalists and grace_epochs must be 0 or more")
+        if self.space == "models" and not self.models:
+            raise UserError("no models to compare: name presets with --models losnet,condinst_mv3")
+
+    @property
+    def folder(self) -> str:
+        """The URI of the sweep's own folder."""
+        return storage.join(self.base.storage, self.name)
+
+    def grid(self) -> Grid | None:
+        """The variants that are run, checked against the catalog; None for a search, which draws its own."""
+        if self.space == "search":
+            return None
+        if self.space == "models":
+            grid = Grid(variants=tuple(Variant(name=m, preset=m, overrides=_fitting(m, self.extra)) for m in self.models))
+        else:
+            grid = ablation_grid(self.tables, self.extra)
+        for variant in grid.variants:
+            resolve_config(variant.preset, variant.overrides)
+        return grid
+
+    def variant(self, config: Mapping[str, Any], trial_id: str) -> Variant:
+        """The network of a trial's configuration, as Tune hands it over."""
+        grid = self.grid()
+        if grid is not None:
+            return grid.get(config["variant"])
+        sampled = sampled_variant(config, f"trial-{trial_id}", self.base.model.preset)
+        return replace(sampled, overrides={**self.extra, **sampled.overrides})
+
+    def run_spec(self, variant: Variant, config: Mapping[str, Any]) -> RunSpec:
+        """The training run of a trial."""
+        rate = self.base.train.learning_rate * float(config.get("learning_rate_factor", 1.0))
+        return replace(
+            self.base,
+            name=variant.name,
+            storage=storage.join(self.folder, "trials"),
+            model=replace(self.base.model, preset=variant.preset, overrides=variant.overrides),
+            train=replace(self.base.train, learning_rate=rate),
+        )
+
+
+def _fitting(preset: str, extra: Mapping[str, object]) -> dict[str, object]:
+    """The overrides that a preset has: presets of different families are compared under what they share."""
+    names = vars(resolve_config(preset, {})).keys()
+    return {name: value for name, value in extra.items() if name in names}
+
+
+def save_sweep(spec: SweepSpec, parent_id: str | None) -> None:
+    """Write ``sweep.json``: the spec and the MLflow run of the sweep.
+
+    Raises UserError where a sweep of this name is there already and ``parent_id`` is None, that is, before its run is open.
+    """
+    uri = storage.join(spec.folder, SWEEP_FILE)
+    if parent_id is None and storage.exists(uri):
+        raise UserError(f"{spec.folder}: a sweep of this name is there already: go on with --resume {spec.name}, or give another --name")
+    storage.write_json(uri, {"spec": asdict(spec), "run_id": parent_id})
+
+
+def load_sweep(folder: str) -> tuple[SweepSpec, str | None]:
+    """The spec and the MLflow run that :func:`save_sweep` stored. Raises UserError where there is none."""
+    uri = storage.join(folder, SWEEP_FILE)
+    if not storage.exists(uri):
+        raise UserError(f"{folder}: no sweep to resume: its {SWEEP_FILE} is missing; check --storage and the name")
+    values = storage.read_json(uri)
+    spec = values["spec"]
+    stored = {
+        **spec,
+        "base": from_dict(spec["base"]),
+        "tradeoff": Tradeoff(**spec["tradeoff"]),
+        **{name: tuple(spec[name]) for name in ("tables", "models", "cost_size")},
+    }
+    return SweepSpec(**stored), values["run_id"]

@@ -1,0 +1,206 @@
+"""A sweep on Ray Tune: it resumes, survives failed trials, and ends cleanly at Ctrl-C.
+
+The search and its scheduler see different things, and both are sound. ASHA stops trials by ``sweep/utility``, one number that weighs AP50
+against the costs, which are known before the first epoch; by AP50 alone it would stop every small network. Optuna models AP50,
+multiply-adds and size as three objectives, and is told the trials that ran to the end alone: the AP50 of a stopped trial is that of an
+early epoch and says little about the network. Stopped and failed trials are told as failed, which its sampler leaves out.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+from ray import tune
+from ray.tune import Callback, ResultGrid, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from stratum import storage
+from stratum.tracking import client_for
+from stratum.tuning.pareto import OBJECTIVES
+from stratum.tuning.space import search_space
+from stratum.tuning.spec import SweepSpec
+from stratum.tuning.trial import FINISHED, PACKAGE, RUN_ID, TIME, UTILITY, run_trial
+
+State = Literal["finished", "stopped", "failed", "interrupted"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """What became of a trial; ``rows`` are the paper's rows that it stands for."""
+
+    name: str
+    state: State
+    preset: str
+    overrides: Mapping[str, object]
+    rows: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    run_id: str | None = None
+    package: str | None = None
+    error: str = ""
+    learning_rate: float = 0.0
+
+
+class FinishedOnly(OptunaSearch):
+    """Optuna that learns from trials which ran to the end, and from no other."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna the objectives of a finished trial; any other is told as failed."""
+        finished = not error and bool(result and result.get(FINISHED))
+        super().on_trial_complete(trial_id, result if finished else None, error=not finished)
+
+
+class Watch(Callback):
+    """Says how trials go, and ends the MLflow runs of those that could not do it themselves."""
+
+    def __init__(self, tracking: str, say: Say) -> None:
+        self._tracking, self._say = tracking, say
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial got its place."""
+        self._say(f"{trial}: started")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """An epoch was reported."""
+        if "val/mask_ap50" in result and not result.get(FINISHED):
+            self._say(f"{trial}: epoch {int(result.get('epoch', 0))}, mask AP50 {result['val/mask_ap50']:.3f}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself, or the scheduler stopped it: then its process had no time to say so."""
+        last = trial.last_result or {}
+        if last.get(FINISHED):
+            self._say(f"{trial}: finished, mask AP50 {last.get('val/mask_ap50', float('nan')):.3f}")
+        else:
+            self._say(f"{trial}: stopped early at epoch {int(last.get('epoch', 0))}, others of its age are ahead")
+            self._end(last, "FINISHED", {"stratum.stopped_by": "asha"})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed; the sweep goes on."""
+        self._say(f"{trial}: failed: {last_line(trial.get_error())}")
+        self._end(trial.last_result or {}, "FAILED", {})
+
+    def _end(self, last: Mapping[str, Any], status: str, tags: Mapping[str, str]) -> None:
+        run_id = last.get(RUN_ID)
+        if not run_id:
+            return
+        try:
+            client = client_for(self._tracking)
+            for key, value in tags.items():
+                client.set_tag(run_id, key, value)
+            client.set_terminated(run_id, status)
+        except Exception as error:  # the store may be away: the sweep goes on, and the parent's end closes this run
+            self._say(f"run {run_id} could not be ended yet: {last_line(error)}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_say": print}
+
+
+def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool = False, say: Say = print) -> tuple[list[TrialRow], bool]:
+    """Run, or go on with, all trials; their rows, and whether the sweep was interrupted.
+
+    At SIGINT or SIGTERM the trials are ended, Tune's state is stored for ``resume``, and the rows so far come back.
+    """
+
+    def trial(config: dict[str, Any]) -> None:
+        run_trial(config, sweep, parent_id, tracking)
+
+    tuner = _tuner(tune.with_resources(trial, {"CPU": 0}), sweep, tracking, resume, say)
+    with _sigterm_as_sigint():
+        grid = tuner.fit()
+    rows = [_row(result, trial, sweep) for result, trial in _results(grid)]
+    planned = len(rows) if sweep.space != "search" else sweep.trials
+    interrupted = any(row.state == "interrupted" for row in rows) or len(rows) < planned
+    return rows, interrupted
+
+
+def concurrency(sweep: SweepSpec, resources: Mapping[str, float]) -> int:
+    """How many trials run side by side: as many as the cluster has room for their workers, whom Tune itself does not count."""
+    workers = sweep.base.num_workers
+    room = resources.get("CPU", 1.0) // (workers * sweep.base.cpus_per_worker)
+    if sweep.base.use_gpu:
+        room = min(room, resources.get("GPU", 0.0) // workers)
+    return sweep.max_concurrent or max(1, int(room))
+
+
+def last_line(error: object) -> str:
+    """The last line of an exception's text or of a traceback, which is where the reason stands."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _tuner(trainable: Any, sweep: SweepSpec, tracking: str, resume: bool, say: Say) -> Tuner:
+    filesystem, path = storage.ray_filesystem(sweep.folder)
+    watch = Watch(tracking, say)
+    if resume and Tuner.can_restore(f"{path}/tune", storage_filesystem=filesystem):
+        tuner = Tuner.restore(
+            f"{path}/tune", trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem
+        )
+        return tuner
+    space, config = _space(sweep)
+    run = RunConfig(name="tune", storage_path=path, storage_filesystem=filesystem, callbacks=[watch], verbose=0)
+    return Tuner(trainable, param_space=space, tune_config=config, run_config=run)
+
+
+def _space(sweep: SweepSpec) -> tuple[dict[str, Any], TuneConfig]:
+    shared: dict[str, Any] = {
+        "max_concurrent_trials": concurrency(sweep, ray.cluster_resources()),  # type: ignore[no-untyped-call]
+        "trial_name_creator": _name,
+        "trial_dirname_creator": _name,
+    }
+    grid = sweep.grid()
+    if grid is not None:
+        return {"variant": tune.grid_search([v.name for v in grid.variants])}, TuneConfig(**shared)
+    epochs = sweep.base.train.epochs
+    searcher = FinishedOnly(metric=[o.metric for o in OBJECTIVES], mode=[o.direction for o in OBJECTIVES], seed=sweep.base.train.seed)
+    grace = min(sweep.grace_epochs or max(1, epochs // 4), max(epochs - 1, 1))
+    scheduler = ASHAScheduler(
+        time_attr=TIME, metric=UTILITY, mode="max", grace_period=grace, max_t=max(epochs, 2), reduction_factor=2, stop_last_trials=False
+    )
+    return search_space(), TuneConfig(num_samples=sweep.trials, search_alg=searcher, scheduler=scheduler, **shared)
+
+
+def _name(trial: Any) -> str:
+    return str(trial.config.get("variant") or f"trial-{trial.trial_id}")
+
+
+def _results(grid: ResultGrid) -> list[tuple[Any, Any]]:
+    """Each trial's result and the trial itself, which alone knows whether it came to its end."""
+    return [(grid[index], trial) for index, trial in enumerate(grid._experiment_analysis.trials)]
+
+
+def _row(result: Any, trial: Any, sweep: SweepSpec) -> TrialRow:
+    variant = sweep.variant(trial.config, trial.trial_id)
+    metrics = result.metrics or {}
+    state: State = "finished" if metrics.get(FINISHED) else "failed" if trial.status == "ERROR" else "interrupted"
+    if state == "interrupted" and trial.status == "TERMINATED":
+        state = "stopped"
+    return TrialRow(
+        name=variant.name,
+        state=state,
+        preset=variant.preset,
+        overrides=variant.overrides,
+        rows=variant.rows,
+        metrics={key: float(value) for key, value in metrics.items() if "/" in key and isinstance(value, int | float)},
+        run_id=metrics.get(RUN_ID),
+        package=metrics.get(PACKAGE),
+        error=last_line(result.error) if result.error else "",
+        learning_rate=sweep.run_spec(variant, trial.config).train.learning_rate,
+    )
+
+
+@contextmanager
+def _sigterm_as_sigint() -> Iterator[None]:
+    """`ray job stop` sends SIGTERM; Tune ends cleanly at SIGINT only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

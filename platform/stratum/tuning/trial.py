@@ -1,0 +1,105 @@
+"""One trial: a plain function of Ray Tune that opens the trial's MLflow run and trains its network with Ray Train.
+
+The function itself asks for no CPUs: it only waits for the workers of the trainer inside, which ask for their own.
+"""
+
+import math
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from stratum import cost, storage
+from stratum.tracking import open_run
+from stratum.training.distributed import run_distributed
+from stratum.training.engine import TrainResult
+from stratum.training.run import RUN_FILE, claim, claimed, run_folder
+from stratum.training.spec import RunSpec, to_dict
+from stratum.tuning.space import Variant
+from stratum.tuning.spec import SweepSpec
+from stratum_models.catalog import resolve_config
+
+# What trials report to Tune beside the metrics of training.
+UTILITY, FINISHED, TIME, RUN_ID, PACKAGE = "sweep/utility", "sweep/finished", "sweep/time", "sweep/run_id", "sweep/package"
+
+
+class Report(TuneReportCallback):
+    """Forwards an epoch's metrics to Tune, with the costs that are known beforehand and the utility they make.
+
+    ``sweep/time`` is the epoch, but for the last one, which repeats the one before: a scheduler must not stop a trial that is done and
+    about to write its package.
+    """
+
+    def __init__(self, fixed: Mapping[str, Any], sweep: SweepSpec) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._fixed, self._sweep = dict(fixed), sweep
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called in the trainer's controller, once for each report of the workers."""
+        row = {**metrics[0], **self._fixed}
+        row[TIME] = min(int(row.get("epoch", 1)), max(self._sweep.base.train.epochs - 1, 1))
+        if not math.isnan(row.get("val/mask_ap50", math.nan)):
+            row[UTILITY] = self._sweep.tradeoff.utility(row)
+        super().after_report(run_context, [row], checkpoint)
+
+
+def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, tracking: str) -> None:
+    """Train the network of ``config`` and report each epoch to Tune, at the end with the package's URI.
+
+    A trial that was interrupted goes on from its last checkpoint and in its own MLflow run.
+    """
+    os.environ["MLFLOW_TRACKING_URI"] = tracking  # the driver's: this process may stand on another machine
+    variant = sweep.variant(config, str(ray.tune.get_context().get_trial_id()))
+    spec = sweep.run_spec(variant, config)
+    known = static_costs(variant, sweep)
+    tags = {"stratum.sweep": sweep.name, "stratum.variant": variant.name, "stratum.paper_rows": ",".join(variant.rows)}
+    with open_run(spec.experiment, f"{sweep.name}/{variant.name}", parameters(spec), tags, parent_id, resume_id=_earlier_run(spec)) as run:
+        claim(spec, run.run_id)
+        run.log_metrics(known)
+        fixed = {**known, RUN_ID: run.run_id}
+        result = run_distributed(spec, callbacks=[Report(fixed, sweep)], run_id=run.run_id)
+        final = {**result.metrics, **known, **_step_time(result, spec)}
+        run.log_metrics({**final, UTILITY: sweep.tradeoff.utility(final)}, step=result.epochs)
+        ray.tune.report(
+            {
+                **final,
+                **fixed,
+                "epoch": result.epochs,
+                UTILITY: sweep.tradeoff.utility(final),
+                TIME: max(sweep.base.train.epochs - 1, 1),
+                FINISHED: 1,
+                PACKAGE: result.package,
+            }
+        )
+
+
+def parameters(spec: RunSpec) -> dict[str, Any]:
+    """What MLflow shows of a run: the spec with every option of the network, so that runs can be compared whatever they override."""
+    model = {**asdict(spec.model), "overrides": asdict(resolve_config(spec.model.preset, spec.model.overrides))}
+    return {**to_dict(spec), "model": model}
+
+
+def static_costs(variant: Variant, sweep: SweepSpec) -> dict[str, float]:
+    """``cost/params``, ``cost/macs`` and ``cost/size_mb`` of a variant at the sweep's size, whatever size it predicts at."""
+    return cost.preset_cost(variant.preset, sweep.cost_size, overrides=without_resizing(variant.overrides))
+
+
+def without_resizing(overrides: Mapping[str, object]) -> dict[str, object]:
+    """The overrides without those that change the size of images before ``predict``: costs are those of the size that is named."""
+    return {name: value for name, value in overrides.items() if name not in ("input_short", "input_long")}
+
+
+def _step_time(result: TrainResult, spec: RunSpec) -> dict[str, float]:
+    """The time of an iteration in ms, the median over the epochs: the paper's training time."""
+    rates = [row["train/images_per_s"] for row in result.history if row.get("train/images_per_s", 0) > 0]
+    return {"cost/train_step_ms": 1000 * spec.train.batch_size / statistics.median(rates)} if rates else {}
+
+
+def _earlier_run(spec: RunSpec) -> str | None:
+    """The MLflow run of this trial's earlier attempt."""
+    folder = run_folder(spec)
+    return claimed(folder)[1] if storage.exists(storage.join(folder, RUN_FILE)) else None
