@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from stratum import storage
-from stratum.tracking.store import check_reachable, client_for, one_line_errors, tracking_uri
+from stratum.tracking.store import check_reachable, client_for, one_line, one_line_errors, tracking_uri
 from stratum_models.errors import UserError
 from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, Manifest, load_manifest
 
@@ -56,9 +56,7 @@ def fetch_package(uri: str) -> Path:
         store = tracking_uri()
         run_id, _, path = uri.removeprefix("runs:/").strip("/").partition("/")
         check_reachable(store)
-        with one_line_errors(store):
-            source = f"{client_for(store).get_run(run_id).info.artifact_uri}/{path}"
-        return _download(source, store, uri)
+        return _download(f"{_artifacts_of(run_id, store, uri)}/{path}", store, uri)
     return _package_in(storage.fetch_tree(storage.resolve(uri)), uri)
 
 
@@ -131,6 +129,18 @@ def _version_tags(manifest: Manifest) -> dict[str, str]:
     }
 
 
+def _artifacts_of(run_id: str, store: str, uri: str) -> str:
+    """Where a run keeps its artifacts."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client_for(store).get_run(run_id).info.artifact_uri)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise UserError(f"{uri}: there is no such run in {store}: check the id and MLFLOW_TRACKING_URI") from error
+        raise UserError(f"{uri}: {store} does not answer: {one_line(error)}") from error
+
+
 def _fetch_version(uri: str) -> Path:
     store = tracking_uri()
     check_reachable(store)
@@ -186,15 +196,15 @@ def _cached(tags: Mapping[str, str]) -> Path | None:
 def _download(source: str, store: str, uri: str) -> Path:
     """Download an artifact folder of the store and put the package in it into the cache."""
     import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
 
     cache = _cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
-        with one_line_errors(store):
-            try:
-                local = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=store)
-            except OSError as error:
-                raise UserError(f"{uri}: nothing is stored there ({error.strerror or error}): check the run in {store}") from error
+        try:
+            local = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=store)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"{uri}: cannot be downloaded from {store} ({one_line(error)}): check what the run has stored") from error
         package = _package_in(Path(local), uri)
         folder = cache / verified(package).weights_sha256
         manifest = (package / MANIFEST_FILE).read_bytes()

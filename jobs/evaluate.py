@@ -1,0 +1,153 @@
+"""Measure a model package on labelled images."""
+
+import json
+import math
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from stratum import storage
+from stratum.cli import run_job
+from stratum.data.images import DepthRule
+from stratum.data.samples import SampleSet
+from stratum.data.source import Dataset, DataSpec, load_data
+from stratum.inference.assess import Assessment, assess, write_figures
+from stratum.measurements import check_scale
+from stratum.registry import fetch_package
+from stratum.tracking import open_run
+from stratum_models.errors import UserError
+from stratum_models.package import LoadedModel, Manifest, load_package
+
+SPLITS = ("val", "train", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to measure, on what, and where to write."""
+
+    package: str
+    """A folder, s3://..., models:/name@champion, models:/name/3 or runs:/id/package."""
+    data: str
+    """A folder or COCO JSON, local or s3://, or synthetic://ore?images=64&size=256&seed=0."""
+    classes: str = ""
+    """Categories to use and merge, such as roca+glomero=ore; empty: those of the package."""
+    split: str = "val"
+    """Which images: val, train or all."""
+    val_fraction: float = 0.2
+    """How much is held out where the data have no validation part of their own."""
+    split_seed: int = 0
+    """Seed of that split."""
+    skip_broken: bool = False
+    """Go on without what is missing, broken or unknown."""
+    storage: str = ""
+    """Folder for metrics.json and the figures, local or s3://; empty: only print."""
+    experiment: str = ""
+    """Also log to an MLflow run of this experiment."""
+    mm_per_px: float | None = None
+    """Millimetres per pixel; sizes are in pixels without it."""
+    batch_size: int = 4
+    """Images predicted together."""
+    pictures: int = 12
+    """Images on the sheet of overlays."""
+    gpu: bool = False
+    """Predict on the first GPU."""
+
+    def __post_init__(self) -> None:
+        check_scale(self.mm_per_px)
+        if self.split not in SPLITS:
+            raise UserError(f"--split {self.split}: use one of {', '.join(SPLITS)}")
+        if self.batch_size < 1 or self.pictures < 0:
+            raise UserError(f"--batch-size {self.batch_size} --pictures {self.pictures}: give at least 1 and 0")
+        if self.gpu and not torch.cuda.is_available():
+            raise UserError("--gpu: this machine has no usable GPU: leave the flag out")
+
+
+def main(args: Args) -> None:
+    """Print AP, precision and recall at the package's threshold, and particle sizes against the truth.
+
+    With --storage, also written: metrics.json, precision_recall.png, sizes.png, overlays.png (found beside labelled).
+    """
+    loaded = load_package(fetch_package(args.package))
+    classes = args.classes or ",".join(loaded.manifest.classes)
+    spec = DataSpec(
+        uri=args.data, classes=classes, val_fraction=args.val_fraction, split_seed=args.split_seed, skip_broken=args.skip_broken
+    )
+    images = _chosen(load_data(spec), loaded.manifest, args)
+    with open_run(args.experiment, "evaluate", vars(args)) if args.experiment else nullcontext() as run:
+        found = assess(
+            loaded,
+            images,
+            device="cuda" if args.gpu else "cpu",
+            batch_size=args.batch_size,
+            mm_per_px=args.mm_per_px,
+            pictures=args.pictures,
+            say=lambda line: print(line, flush=True),
+        )
+        Console(width=100).print(_table(found, args, loaded))
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            if args.storage or run is not None:
+                write_figures(found, loaded.manifest.classes, folder)
+                (folder / "metrics.json").write_text(json.dumps(_record(found, args, loaded), indent=2, allow_nan=False) + "\n")
+            if args.storage:
+                storage.upload_tree(folder, args.storage)
+                print(f"written: {storage.resolve(args.storage)}")
+            if run is not None:
+                run.log_metrics(found.metrics)
+                for path in sorted(folder.iterdir()):
+                    run.log_artifact(path, "evaluation")
+
+
+def _chosen(data: Dataset, manifest: Manifest, args: Args) -> SampleSet:
+    """The images of the split, scaled by the package's rule; refused where the classes are not the package's."""
+    if data.classes != manifest.classes:
+        raise UserError(
+            f"{args.data} gives the classes {', '.join(data.classes)}, the package knows {', '.join(manifest.classes)}: "
+            "choose and rename them with --classes, in the package's order"
+        )
+    parts = {"val": [data.val], "train": [data.train], "all": [data.train, data.val]}[args.split]
+    depth = DepthRule(**manifest.depth_rule) if manifest.depth_rule else None
+    return SampleSet([record for part in parts for record in part.records], depth)
+
+
+def _record(found: Assessment, args: Args, loaded: LoadedModel) -> dict[str, Any]:
+    return {
+        "package": args.package,
+        "preset": loaded.manifest.preset,
+        "weights_sha256": loaded.manifest.weights_sha256,
+        "data": args.data,
+        "split": args.split,
+        "images": found.images,
+        "instances": found.instances,
+        "score_threshold": loaded.manifest.score_threshold,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in found.metrics.items()},
+        "sizes": found.sizes.record(),
+    }
+
+
+def _table(found: Assessment, args: Args, loaded: LoadedModel) -> Table:
+    table = Table(title=f"{args.package} on {found.images} images, {found.instances} instances of {args.data} ({args.split})")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("truth", justify="right")
+    for name, value in found.metrics.items():
+        table.add_row(name, f"{value:.4f}" if math.isfinite(value) else "-", "")
+    table.add_row(
+        f"found (score from {loaded.manifest.score_threshold:.2f})", str(found.sizes.predicted_count), str(found.sizes.true_count)
+    )
+    for percent, size in found.sizes.d.items():
+        cells = (f"{side:.2f}" if side is not None else "-" for side in (size.predicted, size.truth))
+        table.add_row(f"D{percent} by volume ({found.sizes.unit})", *cells)
+    gap = found.sizes.largest_gap
+    table.add_row("largest gap of the passing curves", f"{gap:.3f}" if gap is not None else "-", "")
+    return table
+
+
+if __name__ == "__main__":
+    run_job(main, Args)

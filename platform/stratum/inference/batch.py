@@ -1,0 +1,195 @@
+"""Many images to masks, annotations and measurements, on Ray Data.
+
+Each image is read once, by the actor that predicts it, which also writes what belongs to this image alone; the driver gathers what
+belongs to all of them: annotations, measurements, and what could not be read.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stratum import storage
+from stratum.data.images import IMAGE_SUFFIXES, DepthRule, read_image
+from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
+from stratum.inference.outputs import annotations_of, id_mask, instances_of, output_names, overlay_jpeg, png16, to_float
+from stratum.measurements import Particle, check_scale, measure_instances
+from stratum.training.progress import Say, duration, say_nothing
+from stratum_models.errors import UserError
+from stratum_models.interface import InstancePrediction
+from stratum_models.optimize import prepare_for_inference
+from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, above_threshold, load_package
+
+SAY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+    """What to predict and how."""
+
+    data: str  # a folder, a file, an s3:// prefix, or synthetic://
+    storage: str
+    score_threshold: float
+    mm_per_px: float | None = None
+    overlays: bool = True
+    batch_size: int = 4
+    workers: int = 0  # actors; 0: as many as the cluster has CPUs or GPUs
+    gpu: bool = False
+
+    def __post_init__(self) -> None:
+        check_scale(self.mm_per_px)
+        if not 0 <= self.score_threshold <= 1:
+            raise UserError(f"the score threshold is {self.score_threshold}, it must be between 0 and 1")
+        if self.batch_size < 1 or self.workers < 0:
+            raise UserError(f"batch size {self.batch_size} and workers {self.workers}: give at least 1 and 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One image to predict: where it is, and the name of its results."""
+
+    index: int
+    uri: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was found in one image, or why it could not be read."""
+
+    work: Work
+    error: str = ""
+    height: int = 0
+    width: int = 0
+    annotations: tuple[dict[str, Any], ...] = ()
+    particles: tuple[Particle, ...] = ()
+
+
+class Predictor:
+    """The actor: holds the model, takes rows with the JSON of a :class:`Work`, answers with the JSON of a :class:`Found`."""
+
+    def __init__(self, package: dict[str, bytes], spec: BatchSpec) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # sent as bytes, so that no worker needs the registry or the driver's disk
+            for name, data in package.items():
+                (Path(folder) / name).write_bytes(data)
+            loaded = load_package(Path(folder))
+        self._spec, self._manifest = spec, loaded.manifest
+        self._depth = DepthRule(**loaded.manifest.depth_rule) if loaded.manifest.depth_rule else None
+        self._device = torch.device("cuda" if spec.gpu else "cpu")
+        self._model = prepare_for_inference(loaded.model).to(self._device)
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """Predict a batch."""
+        found = self.predict([Work(**json.loads(text)) for text in rows["work"]])
+        return {"found": np.array([json.dumps(asdict(one)) for one in found], dtype=object)}
+
+    def predict(self, works: Sequence[Work]) -> list[Found]:
+        """What is in each of the images; those that cannot be read are named, not raised."""
+        images: dict[int, Tensor] = {}
+        errors: dict[int, str] = {}
+        for work in works:
+            try:
+                images[work.index] = read(work.uri, self._depth)
+            except UserError as error:
+                errors[work.index] = str(error)
+        with torch.inference_mode():
+            predictions = self._model.predict([to_float(image).to(self._device) for image in images.values()]) if images else []
+        by_index = dict(zip(images, predictions, strict=True))
+        return [
+            Found(work=work, error=errors[work.index])
+            if work.index in errors
+            else self._keep(
+                work, images[work.index], instances_of(above_threshold(by_index[work.index].to("cpu"), self._spec.score_threshold))
+            )
+            for work in works
+        ]
+
+    def _keep(self, work: Work, image: Tensor, prediction: InstancePrediction) -> Found:
+        """Write the files of one image and return the rest."""
+        storage.write_bytes(storage.join(self._spec.storage, "masks", f"{work.name}.png"), png16(id_mask(prediction)))
+        if self._spec.overlays:
+            storage.write_bytes(storage.join(self._spec.storage, "overlays", f"{work.name}.jpg"), overlay_jpeg(image, prediction))
+        return Found(
+            work=work,
+            height=int(image.shape[1]),
+            width=int(image.shape[2]),
+            annotations=tuple(annotations_of(prediction)),
+            particles=tuple(measure_instances(prediction, image=work.uri, classes=self._manifest.classes, mm_per_px=self._spec.mm_per_px)),
+        )
+
+
+def list_work(spec: BatchSpec) -> list[Work]:
+    """The images to predict, in order. Raises UserError where there are none. Results of an earlier run are not taken for images."""
+    if storage.is_synthetic(spec.data):
+        uris = [uri for images in load_synthetic(spec.data)[:2] for uri in images.uris]
+        return [Work(index=index, uri=uri, name=f"{index:06d}") for index, uri in enumerate(uris)]
+    data, results = storage.resolve(spec.data), storage.resolve(spec.storage)
+    if storage.suffix(data) in IMAGE_SUFFIXES and storage.exists(data):
+        return [Work(index=0, uri=data, name=storage.name(data).rsplit(".", 1)[0])]
+    own = [storage.join(results, "masks") + "/", storage.join(results, "overlays") + "/", storage.join(results, "sizes.png")]
+    uris = [uri for uri in storage.list_files(data, IMAGE_SUFFIXES) if not uri.startswith(tuple(own))]
+    if not uris:
+        raise UserError(f"{data}: no images there: name a folder with files that end in {', '.join(IMAGE_SUFFIXES)}")
+    names = output_names([storage.relative(uri, data) for uri in uris])
+    return [Work(index=index, uri=uri, name=names[storage.relative(uri, data)]) for index, uri in enumerate(uris)]
+
+
+def predict_all(package: Path, spec: BatchSpec, works: Sequence[Work], say: Say = say_nothing) -> list[Found]:
+    """Predict all images with actors on a connected Ray, and say how it goes; the answers in the order of the images."""
+    found: list[Found] = []
+    start = spoke = time.monotonic()
+    for one in _stream(package, spec, works):
+        found.append(one)
+        if one.error:
+            say(f"broken: {one.error}")
+        now = time.monotonic()
+        if now - spoke >= SAY_SECONDS or len(found) == len(works):
+            spoke, speed = now, len(found) / max(now - start, 1e-9)
+            say(f"{len(found)}/{len(works)} images  {speed:.1f} images/s  {duration((len(works) - len(found)) / speed)} left")
+    return sorted(found, key=lambda one: one.work.index)
+
+
+def read(uri: str, depth: DepthRule | None) -> Tensor:
+    """One image ``uint8 [3, H, W]``, from storage or drawn."""
+    if not storage.is_synthetic(uri):
+        return read_image(uri, depth)
+    base, _, number = uri.partition("#")
+    return draw_sample(parse_uri(base), int(number))[0].image
+
+
+def _stream(package: Path, spec: BatchSpec, works: Sequence[Work]) -> Iterator[Found]:
+    import ray
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    batches = -(-len(works) // spec.batch_size)
+    available = int(ray.cluster_resources().get("GPU" if spec.gpu else "CPU", 1))  # type: ignore[no-untyped-call]
+    actors = max(1, min(spec.workers or available, batches))
+    rows = ray.data.from_items([{"work": json.dumps(asdict(work))} for work in works], override_num_blocks=min(batches, 20 * actors))
+    answers = rows.map_batches(
+        Predictor,
+        fn_constructor_args=({name: (package / name).read_bytes() for name in (MANIFEST_FILE, WEIGHTS_FILE)}, spec),
+        batch_size=spec.batch_size,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=0 if spec.gpu else 1,
+        num_gpus=1 if spec.gpu else 0,
+    )
+    for row in answers.iter_rows():
+        values = json.loads(row["found"])
+        yield Found(
+            **{
+                **values,
+                "work": Work(**values["work"]),
+                "annotations": tuple(values["annotations"]),
+                "particles": tuple(Particle(**particle) for particle in values["particles"]),
+            }
+        )

@@ -1,0 +1,100 @@
+"""What is written for one image: a mask of ids, annotations, an overlay, measurements.
+
+Shapes: ``N`` instances, ``H`` and ``W`` the size of the image.
+"""
+
+import io
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.io import encode_jpeg
+
+from stratum.data import rle
+from stratum.report.overlays import draw_instances
+from stratum_models.errors import UserError
+from stratum_models.interface import InstancePrediction, Prediction
+
+LARGEST_ID = 65535
+
+
+def instances_of(prediction: Prediction) -> InstancePrediction:
+    """The prediction, where it is one of instances. Raises UserError for a semantic model's."""
+    if not isinstance(prediction, InstancePrediction):
+        raise UserError("the package is a semantic model's, which finds no single particles: use one whose task is instance")
+    return prediction
+
+
+def id_mask(prediction: InstancePrediction) -> NDArray[np.uint16]:
+    """The instances as one image of ids ``[H, W]``: 0 is background, ``i + 1`` instance ``i``; of overlapping ones the better is on top."""
+    count = min(len(prediction), LARGEST_ID)
+    ids = np.zeros(prediction.masks.shape[1:], dtype=np.uint16)
+    for index in reversed(range(count)):  # best first in the prediction, so best last here
+        ids[prediction.masks[index].cpu().numpy()] = index + 1
+    return ids
+
+
+def png16(ids: NDArray[np.uint16]) -> bytes:
+    """A 16-bit grey PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(ids).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def overlay_jpeg(image: Tensor, prediction: InstancePrediction) -> bytes:
+    """The image ``uint8 [3, H, W]`` with its instances drawn over it, as JPEG."""
+    drawn = draw_instances(image, prediction.masks)
+    return bytes(encode_jpeg(drawn.contiguous(), quality=90).numpy().tobytes())
+
+
+def annotations_of(prediction: InstancePrediction) -> list[dict[str, Any]]:
+    """COCO annotations, without the ids that only the whole set of images can give; categories count from 1."""
+    codes = rle.encode(prediction.masks.cpu().numpy().astype(np.bool_))
+    boxes, scores, labels = prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist()
+    return [
+        {
+            "category_id": label + 1,
+            "segmentation": {"size": [int(side) for side in prediction.masks.shape[1:]], "counts": _text(code["counts"])},
+            "bbox": [round(x0, 2), round(y0, 2), round(x1 - x0, 2), round(y1 - y0, 2)],
+            "area": rle.area(code),
+            "score": round(score, 5),
+            "iscrowd": 0,
+        }
+        for code, (x0, y0, x1, y1), score, label in zip(codes, boxes, scores, labels, strict=True)
+    ]
+
+
+def coco_document(images: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
+    """One COCO file of many images: each has ``file_name``, ``height``, ``width`` and its ``annotations``."""
+    document: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": index + 1, "name": name} for index, name in enumerate(classes)],
+    }
+    for image_id, image in enumerate(images, start=1):
+        document["images"].append({"id": image_id, **{key: image[key] for key in ("file_name", "height", "width")}})
+        for annotation in image["annotations"]:
+            document["annotations"].append({"id": len(document["annotations"]) + 1, "image_id": image_id, **annotation})
+    return document
+
+
+def output_names(names: Collection[str]) -> dict[str, str]:
+    """For each relative image name the name of its results, without its ending; with it where two images differ in nothing else."""
+    stems = {name: name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name for name in names}
+    taken: dict[str, int] = {}
+    for stem in stems.values():
+        taken[stem] = taken.get(stem, 0) + 1
+    return {name: stem if taken[stem] == 1 else name for name, stem in stems.items()}
+
+
+def to_float(image: Tensor) -> Tensor:
+    """``uint8`` pixels as the models take them: ``float32`` in 0..1."""
+    return image.to(torch.float32) / 255
+
+
+def _text(counts: object) -> str:
+    return counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
