@@ -1,5 +1,6 @@
 """How every job reads its command line and ends: exit codes, one-line errors, quiet libraries."""
 
+import inspect
 import io
 import logging
 import os
@@ -30,7 +31,7 @@ def run_job(main: Callable[[Args], int | None], args_type: type[Args], *, argv: 
     quiet_libraries()
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = main(_parse(args_type, main.__doc__ or "", argv))
+        code = main(_parse(args_type, inspect.getdoc(main) or "", argv))
     except KeyboardInterrupt:
         code = _interrupted()
     except SystemExit as end:
