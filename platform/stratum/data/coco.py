@@ -79,18 +79,24 @@ def coco_entries(file: CocoFile, part: CocoPart, classes: ClassMap) -> tuple[lis
     """Every image of the file with its annotations, what is wrong, and how many annotations of which category were not wanted."""
     annotations, problems, dropped = _annotations(file, classes)
     entries: list[Entry] = []
-    seen: set[str] = set()
+    seen: set[object] = set()  # file names and ids
     for image in file.images:
         name = str(image["file_name"])
         uri = find_image(name, part)
         if uri is None:
-            problems.append(Problem(severity="error", kind="missing file", uri=name, detail=f"listed in {file.uri}, not found"))
-        elif uri in seen:
-            problems.append(Problem(severity="error", kind="listed twice", uri=uri, detail=f"more than one image entry in {file.uri}"))
+            problems.append(Problem(severity="error", kind="missing file", uri=_expected(name, file), detail=f"listed in {file.uri}"))
+        elif uri in seen or ("id", image["id"]) in seen:
+            detail = f"{file.uri} has another image entry with this file name or the id {image['id']}"
+            problems.append(Problem(severity="error", kind="listed twice", uri=uri, detail=detail))
         else:
-            seen.add(uri)
+            seen |= {uri, ("id", image["id"])}
             entries.append(Entry(uri=uri, annotations=tuple(annotations.get(image["id"], ())), size=_claimed_size(image)))
     return entries, problems, dropped
+
+
+def _expected(name: str, file: CocoFile) -> str:
+    """Where the COCO file says that an image is."""
+    return name if _ABSOLUTE.match(name) or "://" in name else f"{storage.parent(file.uri)}/{name}"
 
 
 def _claimed_size(image: Item) -> tuple[int, int] | None:

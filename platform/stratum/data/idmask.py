@@ -28,12 +28,17 @@ def mask_entries(part: MaskPart) -> tuple[list[Entry], list[Problem]]:
     return entries, problems
 
 
-def read_ids(data: bytes, source: str) -> Mapping[int, Rle]:
-    """The instances of an encoded id image (8 or 16 bits, grey) by id. Raises :class:`ImageError`."""
+def read_ids(data: bytes, source: str, size: tuple[int, int]) -> Mapping[int, Rle]:
+    """The instances of an encoded id image (8 or 16 bits, grey) by id.
+
+    Raises :class:`ImageError`, also where it is not of ``size`` ``(H, W)``.
+    """
     ids = decode_pixels(data, source)
     if ids.ndim != 2:
         same = np.array_equal(ids[..., 0], ids[..., 1]) and np.array_equal(ids[..., 0], ids[..., 2])
         if not same:
             raise ImageError(f"{source}: a colour image is no id mask; save one id per pixel as 8- or 16-bit grey")
         ids = ids[..., 0]
+    if ids.shape != size:
+        raise ImageError(f"{source}: the mask has {ids.shape[1]}x{ids.shape[0]} pixels, its image {size[1]}x{size[0]}")
     return id_rles(ids)

@@ -30,6 +30,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own threshold for a suspected decompression 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.1, 99.9
 LEVELS = 65536
 _ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -112,6 +113,7 @@ def decode_pixels(data: bytes, source: str = "image", *, rotate: bool = True) ->
 
 
 def _decode(data: bytes, source: str, rotate: bool) -> Pixels:
+    """By Pillow, except for 16-bit colour, which Pillow cuts to 8 bits without a word or does not open at all."""
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
@@ -122,7 +124,9 @@ def _decode(data: bytes, source: str, rotate: bool) -> Pixels:
         _check_size(image.width, image.height, source)
         if image.format == "TIFF":
             _refuse_stack(image, source)
-        if data.startswith(_PNG) and data[24] == 16:  # Pillow would cut 16-bit RGB to 8 bits without a word
+            if image.mode.startswith("RGB") and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8:  # type: ignore[attr-defined]
+                return _flatten(_read_tiff(data, source), source)
+        if data.startswith(_PNG) and data[24] == 16:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             array = decode_png(encoded, mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
         else:

@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -107,9 +108,17 @@ def read_record(record: Record, depth: DepthRule | None) -> Tensor:
     return decode_image(data, depth, record.uri, rotate=record.rotate)
 
 
-def from_samples(samples: Iterable[Sample], labels: Sequence[int | None] | None = None) -> SampleSet:
-    """A set of samples that are in memory already. ``labels[old]`` is the new label of a class, None to drop its instances."""
-    return SampleSet([_remember(sample, labels) for sample in samples])
+class Samples(Protocol):
+    """Samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+def from_samples(samples: Samples, labels: Sequence[int | None] | None = None) -> SampleSet:
+    """A set of samples that is kept in memory whole. ``labels[old]`` is the new label of a class, None to drop its instances."""
+    return SampleSet([_remember(samples[i], labels) for i in range(len(samples))])
 
 
 def _remember(sample: Sample, labels: Sequence[int | None] | None) -> Record:

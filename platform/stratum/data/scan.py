@@ -30,7 +30,7 @@ class _Finding:
 
     def unreadable(self, uri: str, error: Exception) -> None:
         kind = "missing file" if isinstance(error, storage.MissingError | FileNotFoundError) else "unreadable file"
-        self.add("error", kind, uri, " ".join(str(error).split()).removeprefix(f"{uri}: "))
+        self.add("error", kind, uri, _reason(error, uri))
 
 
 def scan(entries: Sequence[Entry]) -> tuple[list[Record], list[Problem]]:
@@ -59,25 +59,17 @@ def _examine(entry: Entry) -> _Finding:
     finding = _Finding()
     try:
         path, data = _read(entry.uri)
+        pixels = decode_pixels(data, entry.uri)
+    except ImageError as error:
+        finding.add("error", "broken image", entry.uri, _reason(error, entry.uri))
+        return finding
     except (UserError, OSError) as error:
         finding.unreadable(entry.uri, error)
         return finding
-    try:
-        pixels = decode_pixels(data, entry.uri)
-    except ImageError as error:
-        finding.add("error", "broken image", entry.uri, str(error).removeprefix(f"{entry.uri}: "))
+    turned = _as_labelled(entry, data, pixels, finding)
+    if turned is None:
         return finding
-    rotate = True
-    if entry.size is not None and entry.size != pixels.shape[:2]:
-        stored = decode_pixels(data, entry.uri, rotate=False)
-        if entry.size != stored.shape[:2]:
-            found = f"the file has {pixels.shape[1]}x{pixels.shape[0]} pixels, the labels are for {entry.size[1]}x{entry.size[0]}"
-            finding.add("error", "wrong size", entry.uri, found)
-            return finding
-        pixels, rotate = stored, False
-        finding.add("warning", "not rotated", entry.uri, "its EXIF orientation is left out: the labels are for the pixels as stored")
-    digest = hashlib.sha256(data)
-    picture = hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode() + np.ascontiguousarray(pixels).data)
+    pixels, rotate = turned
     size = (int(pixels.shape[0]), int(pixels.shape[1]))
     labelled = _masks(entry, size, finding) if entry.mask_uri is None else _id_masks(entry.mask_uri, size, finding)
     if labelled is None:
@@ -89,8 +81,8 @@ def _examine(entry: Entry) -> _Finding:
         labels=labels,
         rles=rles,
         crowd=crowd,
-        digest=digest.hexdigest(),
-        picture=picture.hexdigest(),
+        digest=hashlib.sha256(data).hexdigest(),
+        picture=hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode() + pixels.tobytes()).hexdigest(),
         deep=pixels.dtype == np.uint16,
         rotate=rotate,
         path=path,
@@ -98,22 +90,34 @@ def _examine(entry: Entry) -> _Finding:
     return finding
 
 
+def _as_labelled(entry: Entry, data: bytes, pixels: Pixels, finding: _Finding) -> tuple[Pixels, bool] | None:
+    """The pixels the way up for which the labels were drawn, and whether that is the EXIF orientation's."""
+    if entry.size is None or entry.size == pixels.shape[:2]:
+        return pixels, True
+    stored = decode_pixels(data, entry.uri, rotate=False)
+    if entry.size == stored.shape[:2]:
+        finding.add("warning", "not rotated", entry.uri, "its EXIF orientation is left out: the labels are for the pixels as stored")
+        return stored, False
+    sizes = f"the file has {pixels.shape[1]}x{pixels.shape[0]} pixels, the labels are for {entry.size[1]}x{entry.size[0]}"
+    finding.add("error", "wrong size", entry.uri, sizes)
+    return None
+
+
+def _reason(error: Exception, uri: str) -> str:
+    return " ".join(str(error).split()).removeprefix(f"{uri}: ")
+
+
 Labelled = tuple[tuple[int, ...], tuple[Rle, ...], tuple[bool, ...]]
 
 
 def _id_masks(uri: str, size: tuple[int, int], finding: _Finding) -> Labelled | None:
     try:
-        found = read_ids(_read(uri)[1], uri)
+        rles = tuple(read_ids(_read(uri)[1], uri, size).values())
     except ImageError as error:
-        finding.add("error", "broken mask", uri, str(error).removeprefix(f"{uri}: "))
+        finding.add("error", "broken mask", uri, _reason(error, uri))
         return None
     except (UserError, OSError) as error:
         finding.unreadable(uri, error)
-        return None
-    rles = tuple(found.values())
-    wrong = next((r["size"] for r in rles if r["size"] != list(size)), None)
-    if wrong is not None:
-        finding.add("error", "wrong size", uri, f"the mask is for (H, W) {wrong}, the image has {list(size)}")
         return None
     return (0,) * len(rles), rles, (False,) * len(rles)
 
