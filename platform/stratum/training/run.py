@@ -32,7 +32,7 @@ def check(spec: RunSpec) -> Dataset:
         UserError: the model, the data, their fit, the weights to start from or the batch size cannot be used.
     """
     resolve_config(spec.model.preset, spec.model.overrides)
-    data = load_data(spec.data)
+    data = load(spec)
     task = preset(spec.model.preset).task
     if task != data.task:
         raise UserError(
@@ -43,6 +43,15 @@ def check(spec: RunSpec) -> Dataset:
     spec.train.check_batch(len(data.train), spec.num_workers)
     make_model(spec.model, data.classes)
     return data
+
+
+def load(spec: RunSpec) -> Dataset:
+    """The data of a run."""
+    data = load_data(spec.data)
+    if not spec.overfit:
+        return data
+    few = data.train.subset(range(min(spec.overfit, len(data.train))))
+    return replace(data, train=few, val=few)
 
 
 def resolved(spec: RunSpec) -> RunSpec:
@@ -95,7 +104,7 @@ def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = 
     """
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    data = load_data(spec.data)
+    data = load(spec)
     torch.manual_seed(spec.train.seed)  # every rank starts from the same weights
     model = make_model(spec.model, data.classes)
     loader, images = build_loaders(spec, data, context)

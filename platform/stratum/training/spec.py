@@ -110,11 +110,15 @@ class RunSpec:
     cpus_per_worker: float = 1.0
     max_failures: int = 3
     threads: int = 0  # of torch in each worker; 0: as the environment says
+    overfit: int = 0  # trains and evaluates on the first n training images: a check that a network can learn them; 0: off
     half_package: bool = False
 
     def __post_init__(self) -> None:
         _require(self.num_workers > 0, "num_workers", self.num_workers, "above 0")
         _require(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
+        _require(self.overfit >= 0, "overfit", self.overfit, "0 or more")
+        _require(self.cpus_per_worker > 0, "cpus_per_worker", self.cpus_per_worker, "above 0")
+        _require(not self.train.sync_bn or self.use_gpu, "sync_bn", True, "off where there is no GPU: PyTorch has it for GPUs alone")
         _require(bool(self.name) and "/" not in self.name, "name", self.name, "a plain name without a slash")
 
 

@@ -1,0 +1,234 @@
+"""Train one model and keep its package."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+
+from stratum import storage
+from stratum.cli import run_job
+from stratum.cost import parse_size
+from stratum.data.source import Dataset, DataSpec
+from stratum.data.transforms import resolve_augmentation
+from stratum.tracking import Run, check_reachable, open_run, tracking_uri, ui_command
+from stratum.training.engine import TrainResult
+from stratum.training.run import check, claim, claimed, resolved, run_local
+from stratum.training.spec import ModelSpec, Optimizer, Precision, RunSpec, Schedule, TrainSpec
+from stratum_models.catalog import resolve_config
+from stratum_models.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to train, on which data, and where the results go."""
+
+    data: str = "synthetic://ore?images=64&size=256&seed=0"
+    """A folder or COCO JSON, local or s3://, or synthetic ore."""
+    classes: str = ""
+    """Categories to use and merge, such as roca+glomero=ore."""
+    val_fraction: float = 0.2
+    """How much is held out where the data have no validation part of their own."""
+    skip_broken: bool = False
+    """Go on without images and labels that are missing or broken."""
+    storage: str = "outputs"
+    """URI of the folder for results."""
+    experiment: str = "train"
+    """MLflow's experiment."""
+    name: str = ""
+    """The run's name, by default the model and the time; its results lie in a folder of this name."""
+    resume: str = ""
+    """Go on with the run of this name after an interruption; everything but --storage is then taken from it."""
+    model: str = "losnet"
+    """Preset of the catalog."""
+    set: tuple[str, ...] = ()
+    """Model options, such as head_convs=1."""
+    init: str = ""
+    """Package to fine-tune: a folder, s3://..., models:/name@champion or runs:/id/package. Other classes are allowed."""
+    backbone_weights: str = ""
+    """"imagenet", a local file or a URI; random where it is empty."""
+    epochs: int = 100
+    """Passes over the training images."""
+    size: int = 256
+    """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are."""
+    augment: str = "strong"
+    """Augmentation preset: none, paper or strong."""
+    mosaic_off_last: int = 10
+    """Epochs at the end without mosaic and copy-paste."""
+    batch: int = 8
+    """Images of an optimiser step, over all workers."""
+    accumulate: int = 1
+    """Parts in which a worker computes its share of a batch, one after the other."""
+    optimizer: Optimizer = "adamw"
+    """Optimiser."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    """Of convolutions and linear layers; norms and biases have none."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_epochs: float = 1.0
+    """Epochs in which the learning rate rises."""
+    clip_norm: float = 10.0
+    """Longest gradient; 0: any."""
+    ema_decay: float = 0.998
+    """Of the averaged weights, which are evaluated and kept; 0: none."""
+    precision: Precision = "fp32"
+    """Of the network's arithmetic in training."""
+    sync_bn: bool = False
+    """Share BatchNorm's statistics among GPUs."""
+    evaluate_every: int = 5
+    """Epochs between evaluations."""
+    patience: int = 0
+    """Evaluations without a better one before training stops; 0: never."""
+    time_budget_s: float = 0.0
+    """Seconds after which training and evaluation have ended; 0: any."""
+    workers: int = 1
+    """Ray Train workers; 0: in this process, without Ray."""
+    cpus_per_worker: float = 1.0
+    """CPUs that each worker takes."""
+    loader_workers: int = 0
+    """Processes that prepare batches, for each worker."""
+    gpu: bool = False
+    """One GPU for each worker."""
+    overfit: int = 0
+    """Train and evaluate on the first n training images: a check that a network can learn them; 0: off."""
+    cost_size: str = "480x640"
+    """Height x width that multiply-adds, latency and memory refer to."""
+    register: str = ""
+    """Also register the package in MLflow under this name."""
+    half: bool = False
+    """Store the package's weights in 16 bits."""
+    seed: int = 0
+    """Of weights, order and augmentation."""
+
+
+def main(args: Args) -> None:
+    """Train one model, keep the package with the best weights, and log everything to one MLflow run.
+
+    The weights of the epoch with the highest mask AP50 on the validation images are kept (the averaged ones, with --ema-decay).
+    """
+    spec, earlier = (run_spec(args), None) if not args.resume else claimed(storage.join(storage.resolve(args.storage), args.resume))
+    size = parse_size(args.cost_size)
+    data = check(spec)
+    check_reachable(tracking_uri())
+    if not args.resume:
+        claim(spec)
+    print(
+        f"run {spec.name}: {len(data.train)} training images, {len(data.val)} for validation, classes {', '.join(data.classes)}", flush=True
+    )
+    with open_run(spec.experiment, spec.name, parameters(spec), {"stratum.kind": "train"}, resume_id=earlier) as run:
+        claim(spec, run.run_id)
+        result = train(spec, run, local=args.workers == 0)
+        finish(result, spec, data, run, size, args.register)
+    print(f"package: {result.package}\ncompare the runs with: {ui_command(run.uri)}")
+
+
+def run_spec(args: Args) -> RunSpec:
+    """The run that the flags describe, with every path absolute."""
+    train_spec = TrainSpec(
+        epochs=args.epochs,
+        batch_size=args.batch,
+        accumulate=args.accumulate,
+        optimizer=args.optimizer,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        schedule=args.schedule,
+        warmup_epochs=args.warmup_epochs,
+        clip_norm=args.clip_norm,
+        ema_decay=args.ema_decay,
+        ema_tau=200.0,
+        precision=args.precision,
+        sync_bn=args.sync_bn,
+        evaluate_every=args.evaluate_every,
+        patience=args.patience,
+        time_budget_s=args.time_budget_s,
+        mosaic_off_last=args.mosaic_off_last,
+        loader_workers=args.loader_workers,
+        seed=args.seed,
+    )
+    spec = RunSpec(
+        data=DataSpec(uri=args.data, classes=args.classes, val_fraction=args.val_fraction, skip_broken=args.skip_broken),
+        model=ModelSpec(
+            preset=args.model,
+            overrides=overrides(args.model, args.set, args.size),
+            init=args.init or None,
+            backbone_weights=args.backbone_weights or None,
+        ),
+        train=train_spec,
+        augment=resolve_augmentation(args.augment, args.size or None),
+        storage=args.storage,
+        experiment=args.experiment,
+        name=args.name or f"{args.model}-{datetime.now():%Y%m%d-%H%M%S}",
+        num_workers=max(args.workers, 1),
+        use_gpu=args.gpu,
+        cpus_per_worker=args.cpus_per_worker,
+        overfit=args.overfit,
+        half_package=args.half,
+    )
+    return resolved(spec)
+
+
+def overrides(model: str, pairs: Sequence[str], size: int) -> dict[str, object]:
+    """The options of ``--set``, with the size at which the model predicts."""
+    bad = [pair for pair in pairs if "=" not in pair]
+    if bad:
+        raise UserError(f"--set {bad[0]!r}: write it as option=value, such as head_convs=1")
+    known = {f.name for f in fields(resolve_config(model, {}))}
+    scale: dict[str, object] = {"input_short": size} if size and "input_short" in known else {}
+    return scale | dict(pair.split("=", 1) for pair in pairs)
+
+
+def parameters(spec: RunSpec) -> dict[str, object]:
+    """What MLflow shows: the spec with every option of the network, so that runs can be compared whatever they override."""
+    return {**asdict(spec), "model": {**asdict(spec.model), "overrides": asdict(resolve_config(spec.model.preset, spec.model.overrides))}}
+
+
+def train(spec: RunSpec, run: Run, *, local: bool) -> TrainResult:
+    """The training, in this process or on Ray."""
+    if local:
+        from stratum.training.journal import open_journal
+
+        with run.logger() as logger:
+            return run_local(spec, open_journal(logger), say)
+    with cluster():
+        from stratum.training.distributed import relayed, run_distributed
+
+        with relayed(say) as say_from_afar:
+            return run_distributed(spec, run_id=run.run_id, tracking_uri=run.uri, say=say_from_afar)
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Ray, imported only where it is used."""
+    from stratum.tuning.cluster import ray_cluster
+
+    with ray_cluster():
+        yield
+
+
+def finish(result: TrainResult, spec: RunSpec, data: Dataset, run: Run, size: tuple[int, int], register: str) -> None:
+    """Measures the package's costs, draws the figures, and logs both with the package."""
+    from stratum.training.appraise import draw_figures, measured_costs, store_costs
+
+    package = str(result.package)
+    costs = measured_costs(result, spec, data, size)
+    store_costs(package, costs)
+    result = replace(result, metrics={**result.metrics, **costs})
+    run.log_metrics(result.metrics, step=result.epochs)
+    with tempfile.TemporaryDirectory(prefix="stratum-figures-") as folder:
+        draw_figures(result, data, Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            run.log_artifact(path, "evaluation")
+    run.log_package(storage.fetch_tree(package), register or None)
+    print("\n".join(f"{name:<22} {value:.6g}" for name, value in sorted(result.metrics.items())), flush=True)
+
+
+def say(line: str) -> None:
+    """One line of progress, with the time."""
+    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    run_job(main, Args)
