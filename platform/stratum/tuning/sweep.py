@@ -26,6 +26,7 @@ from stratum.tuning.space import search_space
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.trial import FINISHED, PACKAGE, RUN_ID, TIME, UTILITY, run_trial
 
+NO_CPU = 2**20  # bytes of memory that a trial's function asks for: Tune wants it to ask for something, and CPUs are for its workers
 State = Literal["finished", "stopped", "failed", "interrupted"]
 Say = Callable[[str], None]
 
@@ -109,7 +110,7 @@ def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool =
     def trial(config: dict[str, Any]) -> None:
         run_trial(config, sweep, parent_id, tracking)
 
-    tuner = _tuner(tune.with_resources(trial, {"CPU": 0}), sweep, tracking, resume, say)
+    tuner = _tuner(tune.with_resources(trial, {"memory": NO_CPU}), sweep, tracking, resume, say)
     with _sigterm_as_sigint():
         grid = tuner.fit()
     rows = [_row(result, trial, sweep) for result, trial in _results(grid)]
