@@ -76,10 +76,7 @@ def to_sample(scene: Scene, *, min_area: float = 1, min_visible: float = 0) -> S
     image = scene.image.as_subclass(torch.Tensor).clone()  # the scene may be kept; a sample is its owner's to change
     if scene.semantic:
         return Sample(image=image, target=SemanticTarget(mask=scene.ids.as_subclass(torch.Tensor)[0].long()), uri=scene.uri)
-    counts = pixel_counts(scene)
-    seen = (counts >= max(min_area, 1)) & (counts >= min_visible * scene.areas)
-    keep = np.flatnonzero(seen | (scene.crowd & (counts > 0)))
-    masks, boxes = _separate(scene, keep)
+    masks, boxes, keep = _separate(scene, min_area, min_visible)
     target = InstanceTarget(
         boxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(scene.labels[keep].astype(np.int64)),
@@ -98,19 +95,24 @@ def _counts(layers: NDArray[np.int16], instances: int) -> NDArray[np.int64]:
     return np.bincount(layers.ravel(), minlength=instances + 1)[1:]
 
 
-def _separate(scene: Scene, keep: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Masks ``bool [N', H, W]`` and tight boxes ``float32 [N', 4]`` of the instances named in ``keep``, in one pass over each layer."""
-    masks = np.zeros((len(keep), *scene.size), dtype=bool)
-    boxes = np.zeros((len(keep), 4), dtype=np.float32)
-    places = {int(instance) + 1: place for place, instance in enumerate(keep)}
+def _separate(scene: Scene, min_area: float, min_visible: float) -> tuple[NDArray[np.bool_], NDArray[np.float32], list[int]]:
+    """Masks ``bool [N', H, W]``, tight boxes ``float32 [N', 4]`` and indices of the instances to keep, looking only where each one lies."""
+    found = []
     for layer in scene.ids.as_subclass(torch.Tensor).numpy():
-        for number, inside in enumerate(ndimage.find_objects(layer), start=1):
-            if inside is None or number not in places:
+        for instance, inside in enumerate(ndimage.find_objects(layer)):
+            if inside is None:
                 continue
-            rows, columns = inside
-            np.equal(layer[inside], number, out=masks[places[number]][inside])
-            boxes[places[number]] = columns.start, rows.start, columns.stop, rows.stop
-    return masks, boxes
+            mask = layer[inside] == instance + 1
+            pixels = np.count_nonzero(mask)
+            if scene.crowd[instance] or pixels >= max(min_area, min_visible * scene.areas[instance]):
+                found.append((instance, inside, mask))
+    found.sort(key=lambda entry: entry[0])
+    masks = np.zeros((len(found), *scene.size), dtype=bool)
+    boxes = np.zeros((len(found), 4), dtype=np.float32)
+    for place, (_, (rows, columns), mask) in enumerate(found):
+        masks[place, rows, columns] = mask
+        boxes[place] = columns.start, rows.start, columns.stop, rows.stop
+    return masks, boxes, [instance for instance, _, _ in found]
 
 
 def tight_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
