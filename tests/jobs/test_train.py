@@ -1,0 +1,106 @@
+"""jobs/train.py from its command line: what it keeps, what it refuses, how it goes on."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from mlflow import MlflowClient
+
+from stratum.cli import run_job
+from stratum_models.package import load_package
+
+SCRIPT = Path(__file__).parents[2] / "jobs" / "train.py"
+TINY = ["--data", "synthetic://ore?images=10&size=64&seed=0", "--model", "losnet_debug", "--size", "64", "--augment", "none"]
+TINY += ["--batch", "4", "--epochs", "2", "--evaluate-every", "1", "--workers", "0", "--cost-size", "64x64"]
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_job", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(job: ModuleType, *argv: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        run_job(job.main, job.Args, argv=argv)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
+    job: ModuleType, tmp_path: Path, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(job, *TINY, "--storage", str(tmp_path), "--name", "first", "--set", "head_convs=2", "--register", "ore") == 0
+    printed = capsys.readouterr().out
+    assert "epoch 2/2" in printed
+    loaded = load_package(tmp_path / "first" / "package")
+    assert loaded.manifest.classes == ("ore",)
+    assert loaded.manifest.overrides == {"head_convs": 2, "input_short": 64}
+    wanted = {"cost/params", "cost/macs", "cost/latency_ms", "cost/infer_memory_mb", "cost/train_s", "cost/train_memory_mb", "cost/size_mb"}
+    assert wanted <= loaded.manifest.cost.keys()
+
+    client = MlflowClient(tracking_uri=mlflow_sqlite)
+    [found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["val/mask_ap50"] == pytest.approx(loaded.manifest.metrics["val/mask_ap50"])
+    assert found.data.params["model.overrides.head_convs"] == "2"
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1, 2]
+    assert {a.path for a in client.list_artifacts(found.info.run_id, "evaluation")} >= {
+        f"evaluation/{name}.png" for name in ("training", "precision_recall", "sizes", "overlays")
+    }
+    assert len(client.search_model_versions("name='ore'")) == 1
+
+    # The same name is refused, --resume ends at once, and a new run may start from the package with other classes.
+    assert run(job, *TINY, "--storage", str(tmp_path), "--name", "first") == 2
+    assert "go on with --resume first" in capsys.readouterr().err
+    assert run(job, "--storage", str(tmp_path), "--resume", "first", "--cost-size", "64x64", "--workers", "0") == 0
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1, 2]
+    init = ["--init", str(tmp_path / "first" / "package"), "--set", "head_convs=2", "--classes", "ore=rock"]
+    assert run(job, *TINY, "--storage", str(tmp_path), "--name", "tuned", *init) == 0
+    assert load_package(tmp_path / "tuned" / "package").manifest.classes == ("rock",)
+    start = json.loads((tmp_path / "tuned" / "run.json").read_text())["spec"]["model"]["init"]
+    assert start == str(tmp_path / "first" / "package")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "nolos"], "unknown model 'nolos': known are losnet,"),
+        (["--set", "heads=1"], "has no option 'heads': known are"),
+        (["--set", "head_convs"], "--set 'head_convs': write it as option=value"),
+        (["--data", "/nowhere/ore"], "/nowhere/ore"),
+        (["--batch", "64"], "batch size 64 is larger than the 8 training images"),
+        (["--learning-rate", "0"], "learning_rate is 0.0: it must be above 0"),
+        (["--augment", "wild"], "augmentation 'wild' is not known"),
+        (["--init", "/nowhere/package"], "/nowhere/package"),
+        (["--backbone-weights", "/nowhere/weights.safetensors"], "/nowhere/weights.safetensors"),
+        (["--resume", "nobody"], "nobody: no run to go on with"),
+        (["--storage", "s3://bucket/runs"], "s3://bucket/runs"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    job: ModuleType, tmp_path: Path, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert run(job, *TINY, "--storage", str(tmp_path / "runs"), *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tracking_server_that_is_away_ends_the_job_before_it_begins(
+    job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert run(job, *TINY, "--storage", str(tmp_path / "runs")) == 2
+    assert "http://127.0.0.1:9" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
