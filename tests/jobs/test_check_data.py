@@ -52,7 +52,7 @@ def data_set(folder: Path, count: int = 4) -> Path:
 
 def test_a_sound_data_set(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, sheet, report = data_set(tmp_path / "d"), tmp_path / "out" / "sheet.png", tmp_path / "out" / "report.json"
-    assert run(job, "--data", str(data), "--sheet", str(sheet), "--json", str(report)) == 0
+    assert run(job, "--data", str(data), "--sheet", str(sheet), "--json", str(report), "--classes", "rock+belt=ore") == 0
     printed = capsys.readouterr().out
     assert "3 images" in printed
     assert "24x16" in printed

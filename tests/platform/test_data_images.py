@@ -193,6 +193,7 @@ BROKEN = {
     "cut tiff": (tiff(DEEP)[:60], "broken image"),
     "float": (encode(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "floating-point pixels"),
     "stack": (tiff(np.stack([GREY, GREY]), photometric="minisblack"), "a stack of 2 pages"),
+    "film": (encode(Image.fromarray(GREY), "GIF", save_all=True, append_images=[Image.fromarray(255 - GREY)]), "a stack of 2 pages"),
     "deep colour stack": (tiff(np.stack([np.dstack([DEEP] * 3)] * 2), photometric="rgb"), "a stack of 2 pages"),
     "negative": (encode(Image.fromarray(GREY.astype(np.int32) - 9), "TIFF"), "outside 0..65535"),
 }

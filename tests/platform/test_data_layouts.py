@@ -171,6 +171,26 @@ def test_what_can_be_wrong_with_id_masks(tmp_path: Path) -> None:
     assert len(found.train) + len(found.val) == 3
 
 
+def test_masks_of_other_kinds(tmp_path: Path) -> None:
+    for i in range(4):
+        picture(tmp_path / "images" / f"{i}.png", i)
+        mask(tmp_path / "masks" / f"{i}.png", ids=2)
+    mask(tmp_path / "masks" / "1.png", ids=2, kind=np.uint8)
+    with Image.open(tmp_path / "masks" / "1.png") as grey:
+        indexed = Image.frombytes("P", grey.size, grey.tobytes())
+    indexed.putpalette([0, 0, 0, 255, 0, 0, 255, 0, 0])  # two ids in one colour
+    indexed.save(tmp_path / "masks" / "1.png")
+    Image.fromarray(np.full((16, 16), 255, dtype=np.uint8)).save(tmp_path / "masks" / "2.png")
+    (tmp_path / "masks" / "3.png").unlink()
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(tmp_path / "masks" / "3.jpg")
+    found = survey_data(DataSpec(uri=str(tmp_path)))
+    assert sorted((p.severity, p.kind, Path(p.uri).name) for p in found.problems) == [
+        ("error", "broken mask", "3.jpg"),
+        ("warning", "black and white", "2.png"),
+    ]
+    assert {Path(r.uri).name: len(r.labels) for r in [*found.train, *found.val]} == {"0.png": 2, "1.png": 2, "2.png": 1}
+
+
 def test_two_images_for_one_mask_are_both_read(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "b.png"):
         picture(tmp_path / "images" / name, len(name) + ord(name[0]) + ord(name[2]))

@@ -1,15 +1,18 @@
 """Folders of instance-id images: every value but 0 is one instance, all of one class."""
 
+import io
 from collections.abc import Mapping
 
 import numpy as np
+from PIL import Image
 
-from stratum.data.images import ImageError, decode_pixels
+from stratum.data.images import MAX_PIXELS, ImageError, Pixels, decode_pixels
 from stratum.data.layouts import MaskPart
 from stratum.data.records import Entry, Problem, Rle
 from stratum.data.rle import id_rles
 
 CATEGORY = "object"  # the one category of such a set; `--classes object=particle` renames it
+_JPEG = b"\xff\xd8\xff"
 
 
 def mask_entries(part: MaskPart) -> tuple[list[Entry], list[Problem]]:
@@ -29,11 +32,15 @@ def mask_entries(part: MaskPart) -> tuple[list[Entry], list[Problem]]:
 
 
 def read_ids(data: bytes, source: str, size: tuple[int, int]) -> Mapping[int, Rle]:
-    """The instances of an encoded id image (8 or 16 bits, grey) by id.
+    """The instances of an encoded id image (8 or 16 bits, grey, or the indices of a palette) by id.
 
     Raises :class:`ImageError`, also where it is not of ``size`` ``(H, W)``.
     """
-    ids = decode_pixels(data, source)
+    if data.startswith(_JPEG):
+        raise ImageError(f"{source}: JPEG changes the ids; save the mask as PNG or TIFF")
+    ids = _palette_indices(data)
+    if ids is None:
+        ids = decode_pixels(data, source)
     if ids.ndim != 2:
         same = np.array_equal(ids[..., 0], ids[..., 1]) and np.array_equal(ids[..., 0], ids[..., 2])
         if not same:
@@ -42,3 +49,12 @@ def read_ids(data: bytes, source: str, size: tuple[int, int]) -> Mapping[int, Rl
     if ids.shape != size:
         raise ImageError(f"{source}: the mask has {ids.shape[1]}x{ids.shape[0]} pixels, its image {size[1]}x{size[0]}")
     return id_rles(ids)
+
+
+def _palette_indices(data: bytes) -> Pixels | None:
+    """The indices of a palette image, whatever their colours; None for anything else, broken images included."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image) if image.mode == "P" and image.width * image.height <= MAX_PIXELS else None
+    except Exception:  # what is wrong is said where the image is decoded
+        return None

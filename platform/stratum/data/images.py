@@ -19,6 +19,7 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
 
@@ -31,6 +32,7 @@ LOW_PERCENTILE, HIGH_PERCENTILE = 0.1, 99.9
 LEVELS = 65536
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
+_PAGED = ("TIFF", "GIF", "PNG", "WEBP")  # not MPO: a camera's second picture is a preview
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -122,10 +124,10 @@ def _decode(data: bytes, source: str, rotate: bool) -> Pixels:
         raise
     with image:
         _check_size(image.width, image.height, source)
-        if image.format == "TIFF":
+        if image.format in _PAGED:
             _refuse_stack(image, source)
-            if image.mode.startswith("RGB") and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8:  # type: ignore[attr-defined]
-                return _flatten(_read_tiff(data, source), source)
+        if isinstance(image, TiffImageFile) and image.mode.startswith("RGB") and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8:
+            return _flatten(_read_tiff(data, source), source)
         if data.startswith(_PNG) and data[24] == 16:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             array = decode_png(encoded, mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()

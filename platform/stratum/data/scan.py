@@ -82,7 +82,7 @@ def _examine(entry: Entry) -> _Finding:
         rles=rles,
         crowd=crowd,
         digest=hashlib.sha256(data).hexdigest(),
-        picture=hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode() + pixels.tobytes()).hexdigest(),
+        picture=_picture_hash(pixels),
         deep=pixels.dtype == np.uint16,
         rotate=rotate,
         path=path,
@@ -103,6 +103,12 @@ def _as_labelled(entry: Entry, data: bytes, pixels: Pixels, finding: _Finding) -
     return None
 
 
+def _picture_hash(pixels: Pixels) -> str:
+    picture = hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode())
+    picture.update(np.ascontiguousarray(pixels).data)
+    return picture.hexdigest()
+
+
 def _reason(error: Exception, uri: str) -> str:
     return " ".join(str(error).split()).removeprefix(f"{uri}: ")
 
@@ -112,13 +118,16 @@ Labelled = tuple[tuple[int, ...], tuple[Rle, ...], tuple[bool, ...]]
 
 def _id_masks(uri: str, size: tuple[int, int], finding: _Finding) -> Labelled | None:
     try:
-        rles = tuple(read_ids(_read(uri)[1], uri, size).values())
+        found = read_ids(_read(uri)[1], uri, size)
     except ImageError as error:
         finding.add("error", "broken mask", uri, _reason(error, uri))
         return None
     except (UserError, OSError) as error:
         finding.unreadable(uri, error)
         return None
+    if list(found) == [255]:
+        finding.add("warning", "black and white", uri, "its only id is 255; all that is white counts as one instance")
+    rles = tuple(found.values())
     return (0,) * len(rles), rles, (False,) * len(rles)
 
 
