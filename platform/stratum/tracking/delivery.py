@@ -139,11 +139,11 @@ class Outbox:
     def _done(self, count: int) -> None:
         with self._changed:
             for _ in range(count):
-                self._queue.popleft()
-            if not self._queue:
-                if self._file is not None:
-                    self._file.truncate(0)
-                shutil.rmtree(self._files, ignore_errors=True)
+                item = self._queue.popleft()
+                if "path" in item:  # its own copy alone: the next one may be on its way into the same folder
+                    shutil.rmtree(Path(item["path"]).parent, ignore_errors=True)
+            if not self._queue and self._file is not None:
+                self._file.truncate(0)
             self._changed.notify_all()
 
 
