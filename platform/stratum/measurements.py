@@ -46,6 +46,7 @@ __all__ = [  # sizes and what is made of them are asked for here
     "RosinRammler",
     "SizeDistribution",
     "Weighting",
+    "check_scale",
     "compare",
     "feret_diameters",
     "fit_rosin_rammler",

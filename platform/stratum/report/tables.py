@@ -65,7 +65,7 @@ INDEXES: tuple[Figure, ...] = (
     Figure(title="train ms/iter", metric="cost/train_step_ms", paper="train_ms"),
     Figure(title="train MB", metric="cost/train_memory_mb", paper="train_memory_mb", digits=0),
     Figure(title="infer ms", metric="cost/latency_ms", paper="infer_ms"),
-    Figure(title="infer MB", metric="cost/peak_memory_mb", paper="infer_memory_mb", digits=0),
+    Figure(title="infer MB", metric="cost/infer_memory_mb", paper="infer_memory_mb", digits=0),
     Figure(title="size MB", metric="cost/size_mb", paper="size_mb"),
 )
 
