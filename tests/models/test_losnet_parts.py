@@ -18,7 +18,7 @@ from stratum_models.losnet.head import DetectionHead
 from stratum_models.losnet.losses import DetectionTargets, detection_losses, dice_loss, sample_positives
 from stratum_models.losnet.mask_branch import MaskBranch
 from stratum_models.losnet.model import half_size_masks
-from stratum_models.losnet.postprocess import final_scores, paste_masks, select
+from stratum_models.losnet.postprocess import around_masks, final_scores, paste_masks, select
 from stratum_models.losnet.targets import assign, box_distances, centerness, decode_boxes, make_locations
 
 STRIDES = (8, 16, 32)
@@ -258,6 +258,13 @@ def test_masks_stay_near_their_boxes() -> None:
     found = paste_masks(torch.ones(1, 8, 8), torch.tensor([[20.0, 20.0, 40.0, 30.0]]), (8.0, 8.0), (64, 64))
     ys, xs = found[0].nonzero(as_tuple=True)
     assert (xs.min(), xs.max(), ys.min(), ys.max()) == (18, 41, 19, 30)
+
+
+def test_tight_boxes_hold_their_masks() -> None:
+    masks = torch.zeros(2, 20, 30, dtype=torch.bool)
+    masks[0, 3:9, 11:14] = True
+    given = torch.tensor([[0.0, 0.0, 30.0, 20.0], [1.0, 2.0, 3.0, 4.0]])
+    assert around_masks(masks, given).tolist() == [[11.0, 3.0, 14.0, 9.0], [1.0, 2.0, 3.0, 4.0]]
 
 
 def test_pyramid_without_its_convolutions_is_lateral_sums() -> None:

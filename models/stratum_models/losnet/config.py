@@ -49,6 +49,8 @@ class LosNetConfig:
     """Most locations of one image that go into NMS."""
     max_detections: int = 300
     """Most instances of one image that get a mask."""
+    tight_boxes: bool = False
+    """Whether the boxes that come out are those around the masks, not those that the head regressed."""
     input_short: int | None = None
     """Prediction resizes the shorter side to this many pixels; None leaves images as they are."""
     input_long: int | None = None

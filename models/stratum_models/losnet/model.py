@@ -16,7 +16,7 @@ from stratum_models.losnet.dynamic_mask import dynamic_masks
 from stratum_models.losnet.head import DetectionHead, HeadOutput
 from stratum_models.losnet.losses import DetectionTargets, detection_losses, dice_loss, sample_positives
 from stratum_models.losnet.mask_branch import MaskBranch
-from stratum_models.losnet.postprocess import Detections, final_scores, paste_masks, select, upsample
+from stratum_models.losnet.postprocess import Detections, around_masks, final_scores, paste_masks, select, upsample
 from stratum_models.losnet.targets import Assignment, Locations, assign, box_distances, make_locations
 
 MASK_STRIDE = 8  # of the mask features: P3's
@@ -106,7 +106,8 @@ class LosNet(SegmentationModel):
             logits = features.new_zeros(0, *features.shape[-2:])
         per_image = torch.split(logits, [len(d.location) for d in found])
         sizes = [(int(x.shape[-2]), int(x.shape[-1])) for x in images]
-        return [_finish(d, m, inner, size) for d, m, inner, size in zip(found, per_image, batch.sizes, sizes, strict=True)]
+        found_in = zip(found, per_image, batch.sizes, sizes, strict=True)
+        return [_finish(d, m, inner, size, tight=self.config.tight_boxes) for d, m, inner, size in found_in]
 
     def detect(self, output: HeadOutput, locations: Locations, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The instances that NMS keeps, image by image, in pixels of the batch."""
@@ -154,10 +155,12 @@ def _instance_target(target: Target) -> InstanceTarget:
     return target
 
 
-def _finish(found: Detections, logits: Tensor, inner: tuple[int, int], size: tuple[int, int]) -> InstancePrediction:
+def _finish(found: Detections, logits: Tensor, inner: tuple[int, int], size: tuple[int, int], *, tight: bool) -> InstancePrediction:
     """Boxes and masks of one image from the batch's pixels to its own."""
     factor = found.boxes.new_tensor([size[1] / inner[1], size[0] / inner[0]]).repeat(2)
     boxes = found.boxes * factor
     visible = (inner[0] / MASK_STRIDE, inner[1] / MASK_STRIDE)
     masks = paste_masks(logits, boxes, visible, size)
+    if tight:
+        boxes = around_masks(masks, boxes)
     return InstancePrediction(boxes=boxes, scores=found.scores, labels=found.labels, masks=masks)

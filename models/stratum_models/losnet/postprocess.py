@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, masks_to_boxes
 
 from stratum_models.losnet.targets import Locations, decode_boxes
 
@@ -94,6 +94,15 @@ def paste_masks(logits: Tensor, boxes: Tensor, visible: tuple[float, float], siz
         if x1 > x0 and y1 > y0:
             mask[y0:y1, x0:x1] = _bilinear(logit, rows[y0:y1], columns[x0:x1]) > 0
     return masks
+
+
+def around_masks(masks: Tensor, boxes: Tensor) -> Tensor:
+    """The boxes ``[D, 4]`` around masks ``[D, H, W]``; where a mask is empty, the one that is given."""
+    filled = masks.flatten(1).any(1)
+    tight = boxes.clone()
+    if filled.any():
+        tight[filled] = masks_to_boxes(masks[filled]).to(boxes.dtype) + boxes.new_tensor([0, 0, 1, 1])  # its last pixel is inclusive
+    return tight
 
 
 def _cells(pixels: int, visible: float, cells: int, device: torch.device) -> Tensor:
