@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stratum.data.samples import SampleSet
-from stratum.inference.outputs import instances_of, to_float
+from stratum.inference.outputs import instances_of, to_float, visible
 from stratum.measurements import Comparison, Particle, SizeDistribution, compare, measure_instances, size_distribution
 from stratum.metrics.instance import InstanceEvaluator, PrecisionRecall, match_instances
 from stratum.report.overlays import contact_sheet, draw_instances
@@ -67,7 +67,7 @@ def assess(
     kept: list[Picture] = []
     for index, (uri, image, target, prediction) in enumerate(_predicted(loaded, images, device, batch_size)):
         evaluator.update([prediction], [target], [uri])
-        sure = instances_of(above_threshold(prediction, manifest.score_threshold))
+        sure = visible(instances_of(above_threshold(prediction, manifest.score_threshold)))
         tally.add(sure, target)
         for name, side in (("predicted", sure), ("truth", target)):
             particles[name] += measure_instances(side, image=uri, classes=manifest.classes, mm_per_px=mm_per_px)

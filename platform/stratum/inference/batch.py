@@ -5,6 +5,7 @@ belongs to all of them: annotations, measurements, and what could not be read.
 """
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,11 +20,11 @@ from torch import Tensor
 from stratum import storage
 from stratum.data.images import IMAGE_SUFFIXES, DepthRule, read_image
 from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
-from stratum.inference.outputs import annotations_of, id_mask, instances_of, output_names, overlay_jpeg, png16, to_float
+from stratum.inference.outputs import annotations_of, id_mask, instances_of, output_names, overlay_jpeg, png16, to_float, visible
 from stratum.measurements import Particle, check_scale, measure_instances
 from stratum.training.progress import Say, duration, say_nothing
 from stratum_models.errors import UserError
-from stratum_models.interface import InstancePrediction
+from stratum_models.interface import InstancePrediction, Prediction
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, above_threshold, load_package
 
@@ -75,9 +76,12 @@ class Found:
 class Predictor:
     """The actor: holds the model, takes rows with the JSON of a :class:`Work`, answers with the JSON of a :class:`Found`."""
 
-    def __init__(self, package: dict[str, bytes], spec: BatchSpec) -> None:
-        with tempfile.TemporaryDirectory() as folder:  # sent as bytes, so that no worker needs the registry or the driver's disk
-            for name, data in package.items():
+    def __init__(self, package: Sequence[Any], spec: BatchSpec) -> None:
+        """``package`` holds one Ray reference to the content of the package's files: no worker needs the registry or the driver's disk."""
+        import ray
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in ray.get(package[0]).items():
                 (Path(folder) / name).write_bytes(data)
             loaded = load_package(Path(folder))
         self._spec, self._manifest = spec, loaded.manifest
@@ -105,11 +109,13 @@ class Predictor:
         return [
             Found(work=work, error=errors[work.index])
             if work.index in errors
-            else self._keep(
-                work, images[work.index], instances_of(above_threshold(by_index[work.index].to("cpu"), self._spec.score_threshold))
-            )
+            else self._keep(work, images[work.index], self._chosen(by_index[work.index]))
             for work in works
         ]
+
+    def _chosen(self, prediction: Prediction) -> InstancePrediction:
+        """What is written of a prediction: what scores enough and can be seen."""
+        return visible(instances_of(above_threshold(prediction.to("cpu"), self._spec.score_threshold)))
 
     def _keep(self, work: Work, image: Tensor, prediction: InstancePrediction) -> Found:
         """Write the files of one image and return the rest."""
@@ -168,16 +174,18 @@ def _stream(package: Path, spec: BatchSpec, works: Sequence[Work]) -> Iterator[F
     import ray
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it says that its progress bars are off
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     batches = -(-len(works) // spec.batch_size)
     available = int(ray.cluster_resources().get("GPU" if spec.gpu else "CPU", 1))  # type: ignore[no-untyped-call]
     actors = max(1, min(spec.workers or available, batches))
+    files = ray.put({name: (package / name).read_bytes() for name in (MANIFEST_FILE, WEIGHTS_FILE)})
     rows = ray.data.from_items([{"work": json.dumps(asdict(work))} for work in works], override_num_blocks=min(batches, 20 * actors))
     answers = rows.map_batches(
         Predictor,
-        fn_constructor_args=({name: (package / name).read_bytes() for name in (MANIFEST_FILE, WEIGHTS_FILE)}, spec),
+        fn_constructor_args=([files], spec),  # in a list, since Ray warns of an actor whose argument itself is in the object store
         batch_size=spec.batch_size,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=0 if spec.gpu else 1,

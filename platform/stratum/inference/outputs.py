@@ -29,6 +29,14 @@ def instances_of(prediction: Prediction) -> InstancePrediction:
     return prediction
 
 
+def visible(prediction: InstancePrediction) -> InstancePrediction:
+    """The instances that have at least one pixel."""
+    keep = prediction.masks.flatten(1).any(dim=1) if len(prediction) else torch.zeros(0, dtype=torch.bool)
+    return InstancePrediction(
+        boxes=prediction.boxes[keep], scores=prediction.scores[keep], labels=prediction.labels[keep], masks=prediction.masks[keep]
+    )
+
+
 def id_mask(prediction: InstancePrediction) -> NDArray[np.uint16]:
     """The instances as one image of ids ``[H, W]``: 0 is background, ``i + 1`` instance ``i``; of overlapping ones the better is on top."""
     count = min(len(prediction), LARGEST_ID)

@@ -1,0 +1,72 @@
+"""jobs/promote.py: the alias goes to the best version within the limits, and the job says why."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from stratum.cli import run_job
+from stratum.registry import log_package
+from stratum.tracking import client_for, open_run, tracking_uri
+from stratum_models.catalog import build_model
+from stratum_models.package import Manifest, save_package
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("promote_job", ROOT / "jobs" / "promote.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def end(job: ModuleType, *argv: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        run_job(job.main, job.Args, argv=argv)
+    return int(ended.value.code or 0)
+
+
+def register(tmp_path: Path, name: str, quality: float, latency: float) -> None:
+    torch.manual_seed(round(quality * 100))
+    manifest = Manifest(
+        preset="losnet_debug",
+        classes=("ore",),
+        num_classes=1,
+        task="instance",
+        metrics={"val/mask_ap50": quality},
+        cost={"cost/latency_ms": latency},
+    )
+    save_package(tmp_path / "package", build_model("losnet_debug", num_classes=1), manifest)
+    with open_run("promote", "train") as run:
+        log_package(run.run_id, tmp_path / "package", name)
+
+
+def test_the_best_within_the_limits_gets_the_alias(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for quality, latency in ((0.6, 20.0), (0.8, 70.0)):
+        register(tmp_path, "promote-job", quality, latency)
+    assert end(job, "--model", "promote-job", "--metric", "val/mask_ap50", "--max", "cost/latency_ms=40") == 0
+    said = capsys.readouterr().out
+    assert "version 2 not taken: has cost/latency_ms 70, above 40" in said
+    assert "models:/promote-job@champion is version 1, val/mask_ap50 0.6" in said
+    assert int(client_for(tracking_uri()).get_model_version_by_alias("promote-job", "champion").version) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--model", "no-such-model"), "no version of a model named 'no-such-model'"),
+        (("--model", "x", "--max", "latency"), "cost/latency_ms=40"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(job: ModuleType, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], says: str) -> None:
+    assert end(job, *argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert says in said
+    assert said.count("\n") == 1
