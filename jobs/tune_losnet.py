@@ -158,6 +158,7 @@ def sweep_spec(args: Args) -> Any:
         evaluate_every=args.evaluate_every,
         checkpoint_every=args.evaluate_every,
         clip_norm=10.0,
+        mosaic_off_last=min(10, args.epochs // 5),
         seed=args.seed,
     )
     base = RunSpec(
@@ -229,7 +230,7 @@ def storage_uri(args: Args) -> str:
 def time_finalists(rows: Any, sweep: Any, tracking: str) -> Any:
     """The rows with latency and memory of the finalists, which also go into their packages and MLflow runs."""
     from stratum.tracking import client_for
-    from stratum.tuning.finalists import choose_finalists, measure, store_costs
+    from stratum.tuning.finalists import choose_finalists, measure, with_costs
 
     chosen = choose_finalists(rows, sweep)
     if not chosen:
@@ -240,7 +241,7 @@ def time_finalists(rows: Any, sweep: Any, tracking: str) -> Any:
     for row in chosen:
         for name, value in costs.get(row.name, {}).items() if row.run_id else ():
             client.log_metric(row.run_id or "", name, value)
-    return store_costs(rows, costs)
+    return with_costs(rows, costs)
 
 
 def show(rows: Any, sweep: Any, parent: Any, *, partial: bool) -> None:

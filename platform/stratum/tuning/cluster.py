@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-FORWARDED = ("AWS_", "MLFLOW_", "STRATUM_")  # what workers need of the driver's environment
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+FORWARDED = ("AWS_", "MLFLOW_", "STRATUM_", START_TIMEOUT)  # what workers need of the driver's environment
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 
@@ -30,6 +31,8 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # A busy or a growing cluster may need minutes for the workers that Ray Train gives up on after one.
+    os.environ.setdefault(START_TIMEOUT, "300")
     environment = {"env_vars": forwarded_environment()}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.WARNING)

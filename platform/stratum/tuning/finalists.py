@@ -9,7 +9,8 @@ import ray
 import torch
 
 from stratum import cost, storage
-from stratum.data.source import DataSpec, load_data
+from stratum.data.source import load_data
+from stratum.training.appraise import TIMED_IMAGES, scaled, store_costs
 from stratum.tuning.pareto import OBJECTIVES, pareto_front
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.sweep import TrialRow
@@ -17,9 +18,8 @@ from stratum.tuning.trial import without_resizing
 from stratum_models.catalog import build_model
 from stratum_models.interface import SegmentationModel
 from stratum_models.optimize import prepare_for_inference
-from stratum_models.package import MANIFEST_FILE, load_manifest, load_package
+from stratum_models.package import load_package
 
-IMAGES = 4  # validation images that are timed on
 SEARCH_FINALISTS = 6
 
 
@@ -71,22 +71,15 @@ def measure(rows: Sequence[TrialRow], sweep: SweepSpec) -> dict[str, dict[str, f
     return found
 
 
-def store_costs(rows: Sequence[TrialRow], costs: Mapping[str, Mapping[str, float]]) -> list[TrialRow]:
+def with_costs(rows: Sequence[TrialRow], costs: Mapping[str, Mapping[str, float]]) -> list[TrialRow]:
     """The rows with their measured costs, which are also written into their packages."""
     stored = []
     for row in rows:
         if row.package and row.name in costs:
             row = replace(row, metrics={**row.metrics, **costs[row.name]})
-            _store(row.metrics, row.package or "")
+            store_costs(row.package or "", {name: value for name, value in row.metrics.items() if name.startswith("cost/")})
         stored.append(row)
     return stored
-
-
-def _store(metrics: Mapping[str, float], package: str) -> None:
-    manifest = load_manifest(storage.fetch_tree(package))
-    measured = {name: value for name, value in metrics.items() if name.startswith("cost/")}
-    updated = replace(manifest, cost={**manifest.cost, **measured})
-    storage.write_bytes(storage.join(package, MANIFEST_FILE), updated.to_json().encode())
 
 
 def timed_model(finalist: Finalist) -> SegmentationModel:
@@ -98,20 +91,15 @@ def timed_model(finalist: Finalist) -> SegmentationModel:
     return model.eval()
 
 
-def validation_images(data: DataSpec, size: tuple[int, int]) -> list[torch.Tensor]:
-    """The first validation images, ``float32 [3, H, W]``, resized to ``(height, width)``."""
-    val = load_data(data).val
-    pixels = [val[index].image[None].float() / 255 for index in range(min(IMAGES, len(val)))]
-    return [torch.nn.functional.interpolate(p, size, mode="bilinear", antialias=True)[0].clamp(0, 1) for p in pixels]
-
-
 def _measure(finalists: list[Finalist], sweep: SweepSpec) -> dict[str, dict[str, float]]:
     """The body of the Ray task."""
     device = "cuda" if sweep.base.use_gpu else "cpu"
     threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
     torch.set_num_threads(threads)
     models = {f.name: prepare_for_inference(timed_model(f).to(device)) for f in finalists}
-    timings = cost.time_models(models, validation_images(sweep.base.data, sweep.cost_size), repeats=sweep.timing_rounds)
+    val = load_data(sweep.base.data).val
+    images = [scaled(val[index].image, sweep.cost_size) for index in range(min(TIMED_IMAGES, len(val)))]
+    timings = cost.time_models(models, images, repeats=sweep.timing_rounds)
     del models
     found: dict[str, dict[str, float]] = {}
     for finalist in finalists:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stratum.report.plots import Candidate, pareto_plot
 from stratum.report.tables import ABLATION, Figure, Row, ablation_table
 from stratum.tuning.finalists import front
 from stratum.tuning.space import BASELINE_ROWS, Grid
@@ -54,29 +55,19 @@ def problems(rows: Sequence[TrialRow], grid: Grid | None) -> list[str]:
 
 
 def plot_front(rows: Sequence[TrialRow], path: Path, title: str) -> Path:
-    """Multiply-adds against mask AP50, a disc's area the size on disk, the Pareto front in colour. Writes ``path``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Plot
-
+    """Multiply-adds against mask AP50, the size on disk as the area of a bubble; the front is that of all three."""
     finished = [row for row in rows if row.state == "finished"]
-    leading = {row.name for row in front(rows)}
-    plot = Plot(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(plot)
-    axes = plot.add_subplot()
-    for row in finished:
-        x, y, size = _point(row)
-        leads = row.name in leading
-        axes.scatter(x, y, s=12 + 4 * size, color="#b5512c" if leads else "#9a9a9a", alpha=0.8, zorder=3 if leads else 2)
-        axes.annotate(row.name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
-    joined = sorted(_point(row)[:2] for row in finished if row.name in leading)
-    if joined:
-        axes.step(*zip(*joined, strict=True), where="post", color="#b5512c", linewidth=1, zorder=1)
-        axes.set_xscale("log")
-    axes.set(xlabel="multiply-adds, G", ylabel="mask AP50", title=f"{title}\n(orange: none is better in AP50, multiply-adds and size)")
-    axes.grid(alpha=0.3)
+    candidates = [
+        Candidate(
+            name=row.name,
+            cost=row.metrics.get("cost/macs", math.nan) / 1e9,
+            quality=row.metrics.get("val/mask_ap50", math.nan),
+            size_mb=row.metrics.get("cost/size_mb"),
+        )
+        for row in finished
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    plot.savefig(path, dpi=130)
-    return path
+    return pareto_plot(candidates, path, title=title, front=[finished.index(row) for row in front(rows)])
 
 
 def _paper_line(paper: PaperRow, row: TrialRow | None, leading: set[str]) -> Row:
@@ -92,11 +83,6 @@ def _line(label: str, row: TrialRow | None, paper: Mapping[str, float] | None, l
         "paper": paper,
         "note": "" if state == "finished" else state,
     }
-
-
-def _point(row: TrialRow) -> tuple[float, float, float]:
-    """Multiply-adds in G, AP50, size in MB."""
-    return row.metrics.get("cost/macs", 0) / 1e9, _finite(row.metrics.get("val/mask_ap50")), row.metrics.get("cost/size_mb", 0)
 
 
 def _finite(value: float | None) -> float:

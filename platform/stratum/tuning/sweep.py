@@ -6,6 +6,8 @@ multiply-adds and size as three objectives, and is told the trials that ran to t
 early epoch and says little about the network. Stopped and failed trials are told as failed, which its sampler leaves out.
 """
 
+import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -110,13 +112,13 @@ def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool =
     def trial(config: dict[str, Any]) -> None:
         run_trial(config, sweep, parent_id, tracking)
 
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables: what is worth saying, Watch says
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuner = _tuner(tune.with_resources(trial, {"memory": NO_CPU}), sweep, tracking, resume, say)
-    with _sigterm_as_sigint():
+    with _signals() as interrupt:
         grid = tuner.fit()
-    rows = [_row(result, trial, sweep) for result, trial in _results(grid)]
-    planned = len(rows) if sweep.space != "search" else sweep.trials
-    interrupted = any(row.state == "interrupted" for row in rows) or len(rows) < planned
-    return rows, interrupted
+    rows = [_row(result, trial, sweep, interrupt.is_set()) for result, trial in _results(grid)]
+    return rows, interrupt.is_set()
 
 
 def concurrency(sweep: SweepSpec, resources: Mapping[str, float]) -> int:
@@ -174,12 +176,12 @@ def _results(grid: ResultGrid) -> list[tuple[Any, Any]]:
     return [(grid[index], trial) for index, trial in enumerate(grid._experiment_analysis.trials)]
 
 
-def _row(result: Any, trial: Any, sweep: SweepSpec) -> TrialRow:
+def _row(result: Any, trial: Any, sweep: SweepSpec, interrupted: bool) -> TrialRow:
     variant = sweep.variant(trial.config, trial.trial_id)
     metrics = result.metrics or {}
-    state: State = "finished" if metrics.get(FINISHED) else "failed" if trial.status == "ERROR" else "interrupted"
-    if state == "interrupted" and trial.status == "TERMINATED":
-        state = "stopped"
+    state: State = "finished" if metrics.get(FINISHED) else "failed" if trial.status == "ERROR" else "stopped"
+    if state == "stopped" and interrupted and not metrics.get("done"):
+        state = "interrupted"
     return TrialRow(
         name=variant.name,
         state=state,
@@ -195,13 +197,26 @@ def _row(result: Any, trial: Any, sweep: SweepSpec) -> TrialRow:
 
 
 @contextmanager
-def _sigterm_as_sigint() -> Iterator[None]:
-    """`ray job stop` sends SIGTERM; Tune ends cleanly at SIGINT only."""
+def _signals() -> Iterator[threading.Event]:
+    """Tells whether Tune was interrupted, and makes SIGTERM, which `ray job stop` sends, do what SIGINT does.
+
+    Tune takes SIGINT for itself: at the first it gives the handler back and ends its trials; without one it keeps it for ever.
+    """
+    interrupt = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interrupt
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def second(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, second)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
-        yield
+        yield interrupt
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGINT) is second:
+            interrupt.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,18 +3,23 @@
 The function itself asks for no CPUs: it only waits for the workers of the trainer inside, which ask for their own.
 """
 
+import logging
 import math
 import os
 import statistics
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from stratum import cost, storage
-from stratum.tracking import open_run
+from stratum.data.source import load_data
+from stratum.tracking import Run, open_run
+from stratum.training.appraise import RESIZING, draw_figures
 from stratum.training.distributed import run_distributed
 from stratum.training.engine import TrainResult
 from stratum.training.run import RUN_FILE, claim, claimed, run_folder
@@ -22,6 +27,8 @@ from stratum.training.spec import RunSpec, to_dict
 from stratum.tuning.space import Variant
 from stratum.tuning.spec import SweepSpec
 from stratum_models.catalog import resolve_config
+
+logger = logging.getLogger(__name__)
 
 # What trials report to Tune beside the metrics of training.
 UTILITY, FINISHED, TIME, RUN_ID, PACKAGE = "sweep/utility", "sweep/finished", "sweep/time", "sweep/run_id", "sweep/package"
@@ -64,6 +71,7 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
         result = run_distributed(spec, callbacks=[Report(fixed, sweep)], run_id=run.run_id)
         final = {**result.metrics, **known, **_step_time(result, spec)}
         run.log_metrics({**final, UTILITY: sweep.tradeoff.utility(final)}, step=result.epochs)
+        log_figures(run, result, spec)
         ray.tune.report(
             {
                 **final,
@@ -75,6 +83,17 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
                 PACKAGE: result.package,
             }
         )
+
+
+def log_figures(run: Run, result: TrainResult, spec: RunSpec) -> None:
+    """Overlays, precision-recall, particle sizes and the training's curves as artifacts; a trial does not fail for want of them."""
+    with tempfile.TemporaryDirectory(prefix="stratum-figures-") as folder:
+        try:
+            draw_figures(result, load_data(spec.data), Path(folder))
+        except Exception as error:
+            logger.warning("%s: no figures: %s", spec.name, error)
+        for path in sorted(Path(folder).iterdir()):
+            run.log_artifact(path, "evaluation")
 
 
 def parameters(spec: RunSpec) -> dict[str, Any]:
@@ -90,7 +109,7 @@ def static_costs(variant: Variant, sweep: SweepSpec) -> dict[str, float]:
 
 def without_resizing(overrides: Mapping[str, object]) -> dict[str, object]:
     """The overrides without those that change the size of images before ``predict``: costs are those of the size that is named."""
-    return {name: value for name, value in overrides.items() if name not in ("input_short", "input_long")}
+    return {name: value for name, value in overrides.items() if name not in RESIZING}
 
 
 def _step_time(result: TrainResult, spec: RunSpec) -> dict[str, float]:

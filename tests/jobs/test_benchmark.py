@@ -1,0 +1,72 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stratum_models.catalog import CATALOG, build_model
+from stratum_models.package import Manifest, save_package
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def benchmark(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ("platform", "models", "serve"))}
+    command = [sys.executable, str(ROOT / "jobs/benchmark.py"), *map(str, arguments)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_records_and_table(tmp_path: Path) -> None:
+    package = tmp_path / "mine" / "package"
+    manifest = Manifest(preset="losnet_debug", classes=("ore", "belt"), num_classes=2, task="instance", overrides={"head_convs": 2})
+    save_package(package, build_model("losnet_debug", num_classes=2, overrides={"head_convs": 2}), manifest)
+    out = tmp_path / "new" / "cost.json"
+    done = benchmark(
+        "--models", "losnet_debug", "--package", package, "--size", "64x96", "--repeats", "2", "--train-batch", "1", "--json", out
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(out.read_text())
+    assert {"model", "task", "input", "params", "macs", "size_bytes", "latency_ms", "latency_ratio", "peak_memory_mb", "paper"} <= set(
+        first
+    )
+    assert (first["model"], first["input"], first["latency_ratio"], first["weights"]) == ("losnet_debug", "64x96", 1.0, "random")
+    assert 1 <= first["instances"] <= 100
+    assert first["peak_memory_mb"] > 0
+    assert first["train_memory_mb"] > 0
+    assert (second["model"], second["weights"]) == ("mine", "package")
+    assert second["params"] > first["params"]
+    assert second["size_bytes"] == sum(path.stat().st_size for path in package.iterdir())
+    assert "losnet_debug" in done.stdout
+    assert "mine" in done.stdout
+
+
+def test_cost_only_of_all_presets(tmp_path: Path) -> None:
+    out = tmp_path / "cost.json"
+    done = benchmark("--models", "all", "--size", "64x64", "--cost-only", "--json", out)
+    assert done.returncode == 0, done.stderr
+    records = {record["model"]: record for record in json.loads(out.read_text())}
+    assert set(records) == {name for name in CATALOG if not name.endswith("_debug")}
+    assert all(record["latency_ms"] is None for record in records.values())
+    assert records["losnet"]["paper"]["infer_ms"] == 25.2
+    assert records["condinst_r50"]["macs"] > 8 * records["losnet"]["macs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--models", "losnett"], "losnett"),
+        (["--size", "huge"], "HEIGHTxWIDTH"),
+        (["--package", "nowhere"], "nowhere"),
+        (["--repeats", "0"], "--repeats 0"),
+        (["--models", "losnet,losnet"], "twice"),
+    ],
+)
+def test_bad_input_ends_with_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:
+    out = tmp_path / "cost.json"
+    done = benchmark(*arguments, "--json", out)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not out.exists()

@@ -1,0 +1,112 @@
+"""The sweep's command: Ctrl-C, resume, bad input, each in a process of its own with a local Ray."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = "synthetic://ore?images=8&size=64&seed=0&rocks=6&d50=16"
+TINY = ["--models", "losnet_debug", "--data", DATA, "--epochs", "12", "--size", "64", "--batch", "2", "--evaluate-every", "1"]
+TINY += ["--cost-size", "64x96", "--timing-rounds", "2", "--experiment", "cli"]
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """The job in a session of its own, its output unbuffered; Ray takes its authentication from the environment."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ("platform", "models", "serve")),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, str(ROOT / "jobs/tune_losnet.py"), *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """No process is left behind, whatever the test found."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+
+
+def interrupted(process: subprocess.Popen[str], word: str) -> tuple[str, str]:
+    """What the job said; it gets one SIGINT when ``word`` appears."""
+    errors: list[str] = []
+    assert process.stdout is not None
+    assert process.stderr is not None
+    reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True)
+    reader.start()
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if word in line:
+            process.send_signal(signal.SIGINT)
+            word = "\0"
+    process.wait(120)
+    reader.join(30)
+    return "".join(said), "".join(errors)
+
+
+def runs(uri: str) -> list[Any]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("cli")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+@pytest.mark.timeout(400)
+def test_ctrl_c_ends_cleanly_and_the_sweep_resumes(tmp_path: Path, mlflow_sqlite: str) -> None:
+    process = start(*TINY, "--storage", tmp_path / "out", "--name", "one")
+    try:
+        said, errors = interrupted(process, "epoch 1,")
+    finally:
+        end(process)
+    assert process.returncode == 130, said + errors
+    assert "partial results of one" in said
+    assert "--resume one" in said
+    assert "Traceback" not in errors
+    assert [run.info.status for run in runs(mlflow_sqlite)] == ["KILLED", "KILLED"]
+
+    again = start("--storage", tmp_path / "out", "--resume", "one")
+    try:
+        said, errors = again.communicate(timeout=200)
+    finally:
+        end(again)
+    assert again.returncode == 0, said + errors
+    assert "registered as: models:/losnet" in said
+    assert (tmp_path / "out/one/report/pareto.png").exists()
+    parent, child = sorted(runs(mlflow_sqlite), key=lambda run: "mlflow.parentRunId" in run.data.tags)
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.metrics["cost/latency_ms"] == child.data.metrics["cost/latency_ms"]
+    history = MlflowClient(mlflow_sqlite).get_metric_history(child.info.run_id, "epoch")
+    assert [metric.step for metric in history] == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--models", "losnett"], "losnett"),
+        (["--tables", "9"], "--tables"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--data", DATA, "--models", "losnet_debug", "--batch", "64"], "batch"),
+        (["--data", DATA, "--models", "losnet_debug", "--set", "head_convs"], "--set"),
+        (["--resume", "nothing"], "nothing"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_writes_nothing(arguments: list[str], words: str, tmp_path: Path) -> None:
+    process = start(*arguments, "--storage", tmp_path / "out")
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        end(process)
+    assert process.returncode == 2, errors
+    assert words in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

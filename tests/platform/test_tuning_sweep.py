@@ -1,0 +1,172 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+
+from stratum.data.source import DataSpec
+from stratum.tracking import open_run
+from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
+from stratum.tuning.finalists import choose_finalists, measure, winner, with_costs
+from stratum.tuning.results import comparison, plot_front, problems, report_rows
+from stratum.tuning.space import ablation_grid
+from stratum.tuning.spec import SweepSpec, load_sweep, save_sweep
+from stratum.tuning.sweep import FINISHED, FinishedOnly, TrialRow, concurrency, last_line, run_sweep
+from stratum_models.errors import UserError
+from stratum_models.package import load_manifest
+
+
+def sweep_spec(folder: Path, **changes: Any) -> SweepSpec:
+    base = RunSpec(
+        data=DataSpec(uri="synthetic://ore?images=8&size=64&seed=0&rocks=6&d50=16"),
+        model=ModelSpec(preset="losnet"),
+        storage=str(folder),
+        experiment="sweeps",
+        name="tiny",
+        train=TrainSpec(epochs=2, batch_size=2, optimizer="adamw", learning_rate=1e-3, schedule="cosine"),
+        max_failures=0,
+    )
+    values: dict[str, Any] = {"name": "tiny", "base": base, "space": "models", "models": ("losnet_debug", "losnet"), "cost_size": (96, 128)}
+    return SweepSpec(**{**values, "timing_rounds": 2, **changes})
+
+
+def finished(name: str, ap50: float, macs: float, rows: tuple[str, ...] = (), **changes: Any) -> TrialRow:
+    metrics = {"val/mask_ap50": ap50, "cost/macs": macs, "cost/size_mb": 9.0, FINISHED: 1.0}
+    row = TrialRow(name=name, state="finished", preset="losnet", overrides={}, rows=rows, metrics=metrics, package=f"/{name}/package")
+    return replace(row, **changes)
+
+
+@pytest.mark.timeout(240)
+def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_path: Path) -> None:
+    sweep = sweep_spec(tmp_path)
+    blocked = tmp_path / "tiny" / "trials" / "losnet"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where the trial's folder should be")
+    said: list[str] = []
+    with open_run("sweeps", "tiny") as parent:
+        rows, interrupted = run_sweep(sweep, parent.run_id, parent.uri, say=said.append)
+        chosen = choose_finalists(rows, sweep)
+        rows = with_costs(rows, measure(chosen, sweep))
+    assert not interrupted
+    good, bad = rows
+    assert (good.name, good.state, bad.name, bad.state) == ("losnet_debug", "finished", "losnet", "failed")
+    assert bad.error
+    assert any("losnet: failed" in line for line in said)
+    check_costs(good)
+    client = MlflowClient(mlflow_sqlite)
+    children = client.search_runs([client.get_run(parent.run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+    assert {run.data.tags["stratum.variant"]: run.info.status for run in children} == {"losnet_debug": "FINISHED", "losnet": "FAILED"}
+    run = next(run for run in children if run.info.run_id == good.run_id)
+    assert run.data.params["model.overrides.head_convs"] == "1"
+    assert run.data.metrics["cost/macs"] == good.metrics["cost/macs"]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+
+
+def check_costs(row: TrialRow) -> None:
+    """The winner's figures, also in its package."""
+    wanted = {"cost/params", "cost/macs", "cost/size_mb", "cost/latency_ms", "cost/infer_memory_mb", "cost/train_s", "cost/train_memory_mb"}
+    assert wanted | {"val/mask_ap50", "val/box_ap", "cost/train_step_ms"} <= set(row.metrics)
+    assert row.package
+    manifest = load_manifest(Path(row.package))
+    assert manifest.cost["cost/latency_ms"] == row.metrics["cost/latency_ms"]
+
+
+def test_optuna_is_told_finished_trials_alone() -> None:
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    search = FinishedOnly(space=space, metric=["ap", "macs"], mode=["max", "min"], seed=0)
+    for name in "abcd":
+        search.suggest(name)
+    search.on_trial_complete("a", {"ap": 0.5, "macs": 1.0, FINISHED: 1})
+    search.on_trial_complete("b", {"ap": 0.9, "macs": 1.0})  # stopped at an early epoch
+    search.on_trial_complete("c", None, error=True)
+    search.on_trial_complete("d", {"macs": 1.0, FINISHED: 1}, error=True)
+    states = [trial.state for trial in search._ot_study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.FAIL]
+    assert [trial.values for trial in search._ot_study.best_trials] == [[0.5, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpu", "resources", "expected"),
+    [
+        (1, 1.0, False, {"CPU": 2.0}, 2),
+        (2, 1.0, False, {"CPU": 7.0}, 3),
+        (1, 2.0, False, {"CPU": 1.0}, 1),
+        (2, 1.0, True, {"CPU": 64.0, "GPU": 8.0}, 4),
+        (1, 1.0, True, {"CPU": 3.0, "GPU": 8.0}, 3),
+    ],
+)
+def test_concurrency_follows_the_cluster(
+    tmp_path: Path, workers: int, cpus: float, gpu: bool, resources: dict[str, float], expected: int
+) -> None:
+    sweep = sweep_spec(tmp_path)
+    sweep = replace(sweep, base=replace(sweep.base, num_workers=workers, cpus_per_worker=cpus, use_gpu=gpu))
+    assert concurrency(sweep, resources) == expected
+    assert concurrency(replace(sweep, max_concurrent=5), resources) == 5
+
+
+def test_a_sweep_is_stored_and_read_back(tmp_path: Path) -> None:
+    sweep = sweep_spec(tmp_path, space="ablation", models=(), tables=(2, 4), extra={"mask_channels": 16})
+    save_sweep(sweep, None)
+    save_sweep(sweep, "run-1")
+    assert load_sweep(sweep.folder) == (sweep, "run-1")
+    with pytest.raises(UserError, match="--resume tiny"):
+        save_sweep(sweep, None)
+    with pytest.raises(UserError, match="no sweep to resume"):
+        load_sweep(str(tmp_path / "other"))
+
+
+def test_a_searched_trial_becomes_a_run(tmp_path: Path) -> None:
+    sweep = sweep_spec(tmp_path, space="search", extra={"input_short": 64})
+    config = {"backbone": "mnasnet_050", "fpn_channels": 64, "norm": "gn", "learning_rate_factor": 2.0}
+    run = sweep.run_spec(sweep.variant(config, "7"), config)
+    assert run.name == "trial-7"
+    assert run.train.learning_rate == pytest.approx(2e-3)
+    assert run.model.overrides == {"input_short": 64, "backbone": "mnasnet_050", "fpn_channels": 64, "norm": "gn"}
+    assert run.storage == f"{tmp_path}/tiny/trials"
+
+
+def test_finalists_and_winner(tmp_path: Path) -> None:
+    rows = [finished("large", 0.52, 64e9), finished("small", 0.50, 7e9), finished("bad", 0.3, 8e9)]
+    rows.append(replace(rows[0], name="lost", state="failed", package=None))
+    search, grid = sweep_spec(tmp_path, space="search"), sweep_spec(tmp_path)
+    assert [row.name for row in choose_finalists(rows, search)] == ["small", "large"]
+    assert [row.name for row in choose_finalists(rows, replace(search, finalists=1))] == ["small"]
+    assert [row.name for row in choose_finalists(rows, grid)] == ["large", "small", "bad"]
+    best = winner(rows, grid)
+    assert best is not None
+    assert best.name == "small"
+    assert winner([rows[-1]], grid) is None
+
+
+def test_table_and_plot_show_every_row_of_the_paper(tmp_path: Path) -> None:
+    grid = ablation_grid((1, 4))
+    rows = [finished(v.name, 0.4 + 0.01 * i, (1 + i) * 1e9, v.rows) for i, v in enumerate(grid.variants)]
+    rows[2] = replace(rows[2], state="failed", metrics={}, error="boom")
+    lines = report_rows(rows, grid)
+    assert len(lines) == 15
+    text = comparison(rows, grid)
+    assert "PeleeNet (not run)" in text
+    assert "(failed)" in text
+    assert "Table 4" in text
+    assert "47.0" in text  # the paper's mask AP50 with two convolutions
+    assert comparison(rows, grid, markdown=True).count("\n") > 15
+    said = problems(rows, grid)
+    assert any("boom" in line for line in said)
+    assert any("t1/PeleeNet" in line for line in said)
+    path = plot_front(rows, tmp_path / "new" / "front.png", "title")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert plot_front([], tmp_path / "empty.png", "nothing").exists()
+
+
+def test_the_reason_is_the_last_line() -> None:
+    assert last_line("Traceback\n  at x\nValueError: bad\n\n") == "ValueError: bad"
+    assert last_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("changes", [{"name": "a/b"}, {"trials": 0}, {"models": ()}, {"max_concurrent": -1}, {"space": "random"}])
+def test_sweeps_that_make_no_sense(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        sweep_spec(tmp_path, **changes)
