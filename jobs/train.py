@@ -1,5 +1,6 @@
 """Train one model and keep its package."""
 
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from stratum.data.source import Dataset, DataSpec
 from stratum.data.transforms import resolve_augmentation
 from stratum.tracking import Run, check_reachable, open_run, tracking_uri, ui_command
 from stratum.training.engine import TrainResult
+from stratum.training.errors import NonFiniteLossError
 from stratum.training.run import check, claim, claimed, resolved, run_local
 from stratum.training.spec import ModelSpec, Optimizer, Precision, RunSpec, Schedule, TrainSpec
 from stratum_models.catalog import resolve_config
@@ -104,7 +106,7 @@ class Args:
     """Of weights, order and augmentation."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> int:
     """Train one model, keep the package with the best weights, and log everything to one MLflow run.
 
     The weights of the epoch with the highest mask AP50 on the validation images are kept (the averaged ones, with --ema-decay).
@@ -118,11 +120,19 @@ def main(args: Args) -> None:
     print(
         f"run {spec.name}: {len(data.train)} training images, {len(data.val)} for validation, classes {', '.join(data.classes)}", flush=True
     )
-    with open_run(spec.experiment, spec.name, parameters(spec), {"stratum.kind": "train"}, resume_id=earlier) as run:
-        claim(spec, run.run_id)
-        result = train(spec, run, local=args.workers == 0)
-        finish(result, spec, data, run, size, args.register)
+    try:
+        with open_run(spec.experiment, spec.name, parameters(spec), {"stratum.kind": "train"}, resume_id=earlier) as run:
+            claim(spec, run.run_id)
+            result = train(spec, run, local=args.workers == 0)
+            finish(result, spec, data, run, size, args.register)
+    except KeyboardInterrupt:
+        print(f"go on with: python jobs/train.py --storage {spec.storage} --resume {spec.name}", flush=True)
+        raise
+    except NonFiniteLossError as error:
+        print("error:", error, file=sys.stderr)
+        return 1
     print(f"package: {result.package}\ncompare the runs with: {ui_command(run.uri)}")
+    return 0
 
 
 def run_spec(args: Args) -> RunSpec:

@@ -1,0 +1,82 @@
+"""A whole run in this process: from synthetic ore to a package, the same every time."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stratum.data.source import DataSpec
+from stratum.data.transforms import NONE, AugmentSpec
+from stratum.training.run import check, claim, claimed, resolved, run_folder, run_local
+from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
+from stratum_models.errors import UserError
+from stratum_models.interface import InstancePrediction
+from stratum_models.package import load_package
+
+# Of losnet_debug on synthetic ore, epoch by epoch: what changes them changes every training, and should say so.
+GOLDEN = {
+    "train/loss_class": [1.13118, 1.10664, 1.08117],
+    "train/loss_box": [0.74015, 0.72357, 0.69984],
+    "train/loss_center": [0.6984, 0.68958, 0.68921],
+    "train/loss_mask": [0.94556, 0.93364, 0.91948],
+}
+
+AUGMENT = AugmentSpec(short_sides=(64,), crop=64, photometric=0.2, copy_paste=0.5, mosaic=0.5)
+TRAIN = TrainSpec(
+    epochs=3, batch_size=4, optimizer="adamw", learning_rate=2e-3, schedule="cosine", ema_decay=0.9, ema_tau=5, mosaic_off_last=1
+)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    data = DataSpec(uri="synthetic://ore?images=10&size=64&seed=0")
+    model = ModelSpec(preset="losnet_debug")
+    return RunSpec(data=data, model=model, train=TRAIN, augment=AUGMENT, storage=str(tmp_path), experiment="test", name="run", threads=1)
+
+
+def test_golden_losses(spec: RunSpec) -> None:
+    history = run_local(spec).history
+    for name, values in GOLDEN.items():
+        assert [row[name] for row in history] == pytest.approx(values, rel=1e-3), name
+
+
+def test_the_package_gives_the_metrics_that_it_states(spec: RunSpec) -> None:
+    few = replace(spec, overfit=4, augment=NONE, train=replace(TRAIN, evaluate_every=3))
+    lines: list[str] = []
+    result = run_local(few, say=lines.append)
+    assert result.package == str(Path(spec.storage) / "run" / "package")
+    assert lines[-1] == f"all epochs done; kept the weights of epoch 3: {result.package}"
+    loaded = load_package(Path(result.package))
+    assert loaded.manifest.metrics["val/mask_ap50"] == result.metrics["val/mask_ap50"]
+    assert loaded.manifest.cost["cost/train_s"] > 0
+    assert len(loaded.manifest.data_fingerprint) == 64
+    found = loaded.predict([torch.rand(3, 50, 70)])[0]
+    assert isinstance(found, InstancePrediction)
+    assert found.masks.shape[1:] == (50, 70)
+
+
+def test_a_claim_keeps_the_spec_and_refuses_a_second_run_of_the_name(spec: RunSpec) -> None:
+    claim(spec)
+    claim(spec, "1234")
+    assert claimed(run_folder(spec)) == (spec, "1234")
+    with pytest.raises(UserError, match=r"a run of this name is there already; go on with --resume run"):
+        claim(spec)
+
+
+def test_paths_become_absolute_and_options_get_their_types(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ModelSpec(preset="losnet_debug", overrides={"head_convs": "2"}, init="models:/ore@champion", backbone_weights="imagenet")
+    found = resolved(replace(spec, data=DataSpec(uri="ore"), storage="runs", model=model))
+    assert found.data.uri == str(tmp_path / "ore")
+    assert found.storage == str(tmp_path / "runs")
+    assert found.model == replace(model, overrides={"head_convs": 2})
+    assert resolved(replace(spec, model=replace(model, init="old/package"))).model.init == str(tmp_path / "old" / "package")
+
+
+def test_a_check_reads_the_data_and_builds_the_model(spec: RunSpec) -> None:
+    assert len(check(spec).train) == 8
+    with pytest.raises(UserError, match="larger than the 8 training images"):
+        check(replace(spec, train=replace(TRAIN, batch_size=9)))
+    with pytest.raises(UserError, match="/nowhere/weights"):
+        check(replace(spec, model=ModelSpec(preset="losnet_debug", backbone_weights="/nowhere/weights.safetensors")))
