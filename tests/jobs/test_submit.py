@@ -1,0 +1,206 @@
+"""The sweep as a submitted job: a real Ray head with token authentication, once on local files, once on S3 with a tracking server."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.timeout(900)  # a head, a tracking server and a sweep on two cores
+# Two trials of one epoch: as little as a sweep can be, all the way to the report.
+SWEEP = ["jobs/tune_losnet.py", "--models", "losnet_debug,losnet", "--experiment", "submitted", "--classes", "roca+glomero=ore"]
+SWEEP += ["--epochs", "1", "--size", "64", "--batch", "32", "--augment", "none", "--evaluate-every", "1"]
+SWEEP += ["--cost-size", "64x64", "--finalists", "1", "--timing-rounds", "1", "--register", "none"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running Ray head and the environment that reaches it."""
+
+    address: str
+    env: Mapping[str, str]
+
+
+class HeadLost(RuntimeError):
+    """A server ended before it was ready."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own; the whole group is ended afterwards, and nothing else."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=dict(env), cwd=log.parent, stdout=out, stderr=out, start_new_session=True)
+        try:
+            yield process
+        finally:
+            process.terminate()  # `ray start --block` ends what it started
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+
+
+def wait_for(url: str, headers: Mapping[str, str], process: subprocess.Popen[bytes], log: Path, patience: float = 120) -> None:
+    last: object = None
+    give_up = time.monotonic() + patience
+    while time.monotonic() < give_up:
+        check_alive(process, log)
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers)), timeout=5) as answer:
+                answer.read()
+            return
+        except OSError as error:
+            last = error
+            time.sleep(0.2)
+    raise AssertionError(f"no answer from {url} after {patience} s ({last}):\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with ExitStack() as stack:
+        for attempt in range(3):
+            try:
+                yield stack.enter_context(ray_head(tmp_path_factory.mktemp("head")))
+                return
+            except HeadLost:  # on a busy machine a part of Ray may give up waiting for another while it starts
+                if attempt == 2:
+                    raise
+
+
+@contextmanager
+def ray_head(logs: Path) -> Iterator[Head]:
+    """`ray start --head` in the foreground, on free ports, with token authentication."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: Ray puts sockets below it
+    token, dashboard = secrets.token_hex(32), free_port()
+    env = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": "platform:models:serve",  # relative, as on a cluster: a job runs the checkout that was submitted
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody waits for what still runs at the end
+    }
+    ports = {"dashboard-port": dashboard}
+    ports.update({name: free_port() for name in ("port", "ray-client-server-port", "dashboard-agent-listen-port")})
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", f"--object-store-memory={256 * 2**20}"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    log = logs / "head.log"
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        with running(command, env, log) as process:
+            wait_for(f"{address}/api/version", {"Authorization": f"Bearer {token}"}, process, log)
+            wait_until_it_blocks(process, log)
+            yield Head(address=address, env={**env, "RAY_ADDRESS": address})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_it_blocks(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until `ray start` has looked once at the parts that it started: it gives up where one of them is gone."""
+    while "will now block" not in log.read_text():
+        check_alive(process, log)
+        time.sleep(0.2)
+    time.sleep(2.0)
+    check_alive(process, log)
+
+
+def check_alive(process: subprocess.Popen[bytes], log: Path) -> None:
+    if process.poll() is not None:
+        raise HeadLost(log.read_text()[-3000:])
+
+
+def submit(head: Head, arguments: list[str], env_vars: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` as the README shows it."""
+    runtime_env = json.dumps({"env_vars": dict(env_vars)})
+    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--runtime-env-json", runtime_env, "--", "python", *arguments]
+    try:
+        return subprocess.run(command, cwd=ROOT, env=dict(head.env), capture_output=True, text=True, timeout=600)
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(f"the job did not end; so far it said:\n{(late.stdout or b'').decode()[-5000:]}") from None
+
+
+@contextmanager
+def tracking_server(folder: Path) -> Iterator[str]:
+    """An `mlflow server` on sqlite, which keeps the artifacts."""
+    port = free_port()
+    command = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", str(folder / "artifacts")]
+    log = folder / "server.log"
+    with running(command, os.environ, log) as process:
+        wait_for(f"http://127.0.0.1:{port}/health", {}, process, log)
+        yield f"http://127.0.0.1:{port}"
+
+
+def runs_of(uri: str, experiment: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return list(client.search_runs([found.experiment_id]))
+
+
+def check_runs(uri: str, experiment: str) -> None:
+    """One parent and two trials, all finished, with the metric that they are compared by."""
+    runs = runs_of(uri, experiment)
+    trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert (len(runs), len(trials)) == (3, 2)
+    assert len({run.data.tags["mlflow.parentRunId"] for run in trials}) == 1
+    assert all("val/mask_ap50" in run.data.metrics for run in trials)
+
+
+def test_a_request_without_the_token_is_refused(head: Head) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=10)
+    refused.value.close()
+    assert refused.value.code in (401, 403)
+    assert submit(Head(head.address, {**head.env, "RAY_AUTH_TOKEN": "wrong" * 8}), ["-c", "pass"], {}).returncode != 0
+
+
+def test_a_sweep_on_local_files(head: Head, shared: Path, tmp_path: Path) -> None:
+    tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    sweep = [*SWEEP, "--data", str(shared / "data" / "ore_belt"), "--storage", str(tmp_path / "runs"), "--name", "local"]
+    done = submit(head, sweep, {"MLFLOW_TRACKING_URI": tracking})
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    check_runs(tracking, "submitted")
+    assert (tmp_path / "runs" / "local" / "report" / "pareto.png").stat().st_size > 0
+    assert "winner: " in done.stdout
+
+
+def test_a_sweep_on_s3_with_a_tracking_server(head: Head, shared: Path, s3: Any, s3_env: Any, tmp_path: Path) -> None:
+    from stratum import storage
+
+    data, runs = f"s3://{s3.bucket()}/ore", f"s3://{s3.bucket()}/runs"
+    storage.upload_tree(shared / "data" / "ore_belt", data)
+    with tracking_server(tmp_path) as tracking:
+        sweep = [*SWEEP, "--data", data, "--storage", runs, "--name", "remote"]
+        done = submit(head, sweep, {**s3.env, "MLFLOW_TRACKING_URI": tracking})
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+        check_runs(tracking, "submitted")
+    assert storage.exists(f"{runs}/remote/report/pareto.png")
+    assert [uri for uri in storage.list_files(runs) if uri.endswith("package/weights.safetensors")]
