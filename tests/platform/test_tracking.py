@@ -204,6 +204,32 @@ def test_a_live_process_keeps_its_spool(store: str) -> None:
         assert outbox.close(30)
 
 
+def test_an_artifact_store_that_cannot_be_written_does_not_keep_a_run_from_ending(store: str, tmp_path: Path) -> None:
+    figure = tmp_path / "figure.txt"
+    figure.write_text("a figure")
+    with open_run("broken artifacts", "run") as run:
+        place = Path(client_for(store).get_run(run.run_id).info.artifact_uri.removeprefix("file://")).parent
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("a file where a folder should be")
+        run.log_artifact(figure)
+        run.log_metrics({"x": 1.0})
+        run.finish("FINISHED", timeout=2)
+    assert status_of(store, run.run_id) == "FINISHED"
+    assert history(store, run.run_id, "x") == [(0, 1.0)]
+    place.unlink()
+    assert deliver_leftovers(store, 30) == 1
+    assert [file.path for file in client_for(store).list_artifacts(run.run_id)] == ["figure.txt"]
+
+
+def test_a_package_that_nobody_can_register_is_dropped_by_name(store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with open_run("ore", "run") as run:
+        run.log_package(empty, "no package")
+    assert status_of(store, run.run_id) == "FINISHED"
+    assert "model.json: missing" in caplog.text
+
+
 def test_many_threads_lose_nothing(store: str) -> None:
     with open_run("ore", "run") as run, run.logger(system_metrics=False) as worker:
         threads = [threading.Thread(target=lambda n=n: [worker({f"m{n}": float(i)}, i) for i in range(50)]) for n in range(8)]

@@ -1,7 +1,7 @@
 """What is logged goes into an outbox: kept in memory and in a file, delivered by a background thread, tried again until it arrives.
 
 The file outlives the process. It is locked while its owner lives, so a file that can be locked is a dead process's, and the next start
-delivers it. Delivering twice does no harm: MLflow keeps a metric once per key, step, timestamp and value.
+delivers it.
 """
 
 import fcntl
@@ -16,16 +16,15 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
+from stratum.tracking.sending import Item, deliver, is_slow
 from stratum.tracking.store import client_for, data_folder, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
-Item = dict[str, Any]  # JSON: "op" and what it needs
-METRICS_PER_CALL = 500  # MLflow takes at most 1000
 FIRST_PAUSE, LONGEST_PAUSE, CLOSING_PAUSE = 0.5, 15.0, 0.5  # seconds between tries
 
 
@@ -104,6 +103,7 @@ class Outbox:
         return delivered
 
     def _work(self) -> None:
+        """Deliver until closed and empty, or until the time given to close() is over."""
         client, pause = None, FIRST_PAUSE
         while batch := self._next():
             try:
@@ -119,13 +119,13 @@ class Outbox:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             pause = FIRST_PAUSE
-            self._done(len(batch))
+            self._done(batch)
 
     def _next(self) -> list[Item]:
         """What to deliver now; waits for it. Empty once closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._deadline is not None)
-            return list(self._queue)
+            return [item for item in self._queue if not is_slow(item)] or list(self._queue)[:1]
 
     def _wait(self, seconds: float) -> bool:
         """Pause between tries; False where the time given to close() is over."""
@@ -136,31 +136,17 @@ class Outbox:
                 time.sleep(min(seconds, CLOSING_PAUSE))
             return self._deadline is None or time.monotonic() < self._deadline
 
-    def _done(self, count: int) -> None:
+    def _done(self, sent: Sequence[Item]) -> None:
+        """Forget what was delivered; what is in the file still is sent again if this process dies now."""
+        gone = {id(item) for item in sent}
         with self._changed:
-            for _ in range(count):
-                item = self._queue.popleft()
+            self._queue = deque(item for item in self._queue if id(item) not in gone)
+            for item in sent:
                 if "path" in item:  # its own copy alone: the next one may be on its way into the same folder
                     shutil.rmtree(Path(item["path"]).parent, ignore_errors=True)
             if not self._queue and self._file is not None:
                 self._file.truncate(0)
             self._changed.notify_all()
-
-
-def deliver(client: "MlflowClient", run_id: str, items: Sequence[Item]) -> None:
-    """Send items in order. Raises what MLflow raises where the store is away; what the store refuses for good is named and dropped."""
-    from mlflow.exceptions import MlflowException
-
-    for item in _joined(items):
-        try:
-            _send(client, run_id, item)
-        except MlflowException as error:
-            if not _is_refusal(error):
-                raise
-            if item["op"] == "metrics" and len(item["values"]) > 1:  # one bad name must not take the others with it
-                deliver(client, run_id, [{**item, "values": [value], "alone": True} for value in item["values"]])
-            else:
-                logger.warning("run %s: %s refused by the store: %s", run_id, item["op"], one_line(error))
 
 
 def deliver_leftovers(uri: str, timeout: float) -> int:
@@ -169,84 +155,50 @@ def deliver_leftovers(uri: str, timeout: float) -> int:
     for path in sorted(spool_folder(uri).glob("*.jsonl")):
         if time.monotonic() > end:
             break
-        with open(path, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue  # its owner lives
-            file.seek(0)
+        opened = _open_if_free(path)
+        if opened is None:
+            continue
+        with opened as file:
             items = _parsed(file)
             try:
-                if items:
-                    client = client or client_for(uri)
-                    deliver(client, items[0]["run_id"], items)
+                client = client or client_for(uri)
+                _deliver_file(client, file, items)
             except Exception as error:
                 logger.warning("%s: %s is not delivered yet: %s", uri, path.name, one_line(error))
-                break
+                continue
             _discard(path)
             settled += 1
     return settled
 
 
-def _send(client: "MlflowClient", run_id: str, item: Item) -> None:
-    from mlflow.entities import Metric, Param, RunTag
-
-    if item["op"] == "metrics":
-        client.log_batch(run_id, metrics=[Metric(*value) for value in item["values"]], synchronous=True)
-    elif item["op"] == "params":
-        pairs = list(item["values"].items())
-        for start in range(0, len(pairs), 100):  # MLflow takes at most 100
-            client.log_batch(run_id, params=[Param(*pair) for pair in pairs[start : start + 100]], synchronous=True)
-    elif item["op"] == "tags":
-        client.log_batch(run_id, tags=[RunTag(*pair) for pair in item["values"].items()], synchronous=True)
-    elif item["op"] == "artifact":
-        _send_file(client, run_id, Path(item["path"]), item["folder"] or None)
-    elif item["op"] == "package":
-        _send_package(run_id, item)
-    elif item["op"] == "close_children":
-        _close_children(client, run_id, item["experiment_id"])
-    elif item["op"] == "finish":
-        client.set_terminated(run_id, item["status"], item["end_time"])
+def _deliver_file(client: "MlflowClient", file: IO[str], items: Sequence[Item]) -> None:
+    """Deliver the items of a spool file; what has arrived is taken out of it, so that no end of a run is told twice."""
+    quick, slow = [item for item in items if not is_slow(item)], [item for item in items if is_slow(item)]
+    if quick:
+        deliver(client, quick[0]["run_id"], quick)
+        file.seek(0)
+        file.truncate()
+        file.writelines(json.dumps(item) + "\n" for item in slow)
+        file.flush()
+    for item in slow:
+        deliver(client, item["run_id"], [item])
 
 
-def _send_file(client: "MlflowClient", run_id: str, path: Path, folder: str | None) -> None:
-    if path.is_dir():
-        client.log_artifacts(run_id, str(path), f"{folder}/{path.name}" if folder else path.name)
-    elif path.exists():
-        client.log_artifact(run_id, str(path), folder)
-
-
-def _send_package(run_id: str, item: Item) -> None:
-    from stratum.registry.packages import log_package  # here: the registry stands on the tracking
-
-    if Path(item["path"]).exists():
-        log_package(run_id, Path(item["path"]), item["register_as"], uri=item["uri"])
-
-
-def _close_children(client: "MlflowClient", run_id: str, experiment_id: str) -> None:
-    """End as KILLED what still runs below a run that has ended: a trial that a scheduler stopped had no chance to say so."""
-    query = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-    for child in client.search_runs([experiment_id], query, max_results=1000):
-        client.set_terminated(child.info.run_id, "KILLED")
-
-
-def _joined(items: Sequence[Item]) -> list[Item]:
-    """Neighbouring metrics in one call."""
-    joined: list[Item] = []
-    for item in items:
-        last = joined[-1] if joined else None
-        both_metrics = last is not None and item["op"] == last["op"] == "metrics" and "alone" not in item
-        if last is not None and both_metrics and len(last["values"]) + len(item["values"]) <= METRICS_PER_CALL:
-            joined[-1] = {**last, "values": last["values"] + item["values"]}
-        else:
-            joined.append(item)
-    return joined
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether trying again is no use: the request itself is wrong. Missing rights may come back."""
-    status = int(getattr(error, "get_http_status_code", lambda: 500)())
-    return 400 <= status < 500 and status not in (401, 403, 408, 429)
+def _open_if_free(path: Path) -> IO[str] | None:
+    """A spool file opened and locked; None where its owner lives, or it is gone."""
+    try:
+        file = open(path, "r+")  # noqa: SIM115  the lock lives as long as the file is open
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    if path.exists():  # else another process has settled it just now
+        return file
+    file.close()
+    return None
 
 
 def _open_locked(path: Path) -> IO[str] | None:
