@@ -1,5 +1,6 @@
 """The sweep's command: Ctrl-C, resume, bad input, each in a process of its own with a local Ray."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+
+from stratum.cli import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = "synthetic://ore?images=8&size=64&seed=0&rocks=6&d50=16"
@@ -33,6 +36,9 @@ def end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def interrupted(process: subprocess.Popen[str], word: str) -> tuple[str, str]:
@@ -100,13 +106,42 @@ def test_ctrl_c_ends_cleanly_and_the_sweep_resumes(tmp_path: Path, mlflow_sqlite
         (["--resume", "nothing"], "nothing"),
     ],
 )
-def test_bad_input_ends_with_one_line_and_writes_nothing(arguments: list[str], words: str, tmp_path: Path) -> None:
-    process = start(*arguments, "--storage", tmp_path / "out")
-    try:
-        _, errors = process.communicate(timeout=120)
-    finally:
-        end(process)
-    assert process.returncode == 2, errors
+def test_bad_input_ends_with_one_line_and_writes_nothing(
+    arguments: list[str], words: str, tmp_path: Path, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = load_job("tune_losnet")
+    with pytest.raises(SystemExit) as ended:
+        run_job(job.main, job.Args, argv=[*arguments, "--storage", str(tmp_path / "out")])
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2, errors
     assert words in errors
     assert len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_fills_in_what_is_not_given() -> None:
+    job = load_job("tune_losnet")
+    filled = job.with_demo(job.Args(demo=True, epochs=3))
+    assert (filled.epochs, filled.tables, filled.size) == (3, job.DEMO["tables"], job.DEMO["size"])
+    assert job.with_demo(job.Args()) == job.Args()
+    assert all(getattr(filled, name) == value for name, value in job.DEMO.items() if name != "epochs")
+
+
+def test_results_of_a_submitted_job_do_not_go_into_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = load_job("tune_losnet")
+    monkeypatch.chdir(tmp_path)
+    assert job.storage_uri(job.Args()) == str(tmp_path / "outputs")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert not job.storage_uri(job.Args()).startswith(str(tmp_path))
+    assert job.storage_uri(job.Args(storage="s3://bucket/runs")) == "s3://bucket/runs"
+
+
+def load_job(name: str) -> Any:
+    """The script as a module: jobs are no package."""
+    spec = importlib.util.spec_from_file_location(f"job_{name}", ROOT / "jobs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
