@@ -16,7 +16,7 @@ from stratum.data.transforms import resolve_augmentation
 from stratum.tracking import Run, check_reachable, open_run, tracking_uri, ui_command
 from stratum.training.engine import TrainResult
 from stratum.training.errors import NonFiniteLossError
-from stratum.training.run import check, claim, claimed, resolved, run_local
+from stratum.training.run import check, check_name, claim, claimed, resolved, run_local
 from stratum.training.spec import ModelSpec, Optimizer, Precision, RunSpec, Schedule, TrainSpec
 from stratum_models.catalog import resolve_config
 from stratum_models.errors import UserError
@@ -114,6 +114,8 @@ def main(args: Args) -> int:
     spec, earlier = (run_spec(args), None) if not args.resume else claimed(storage.join(storage.resolve(args.storage), args.resume))
     size = parse_size(args.cost_size)
     data = check(spec)
+    if not args.resume:
+        check_name(spec)  # before the tracking store is asked, which would make a new sqlite file
     check_reachable(tracking_uri())
     if not args.resume:
         claim(spec)

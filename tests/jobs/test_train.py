@@ -1,7 +1,6 @@
 """jobs/train.py from its command line: what it keeps, what it refuses, how it goes on."""
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -58,16 +57,11 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     }
     assert len(client.search_model_versions("name='ore'")) == 1
 
-    # The same name is refused, --resume ends at once, and a new run may start from the package with other classes.
+    # The same name is refused, and --resume finds nothing left to train.
     assert run(job, *TINY, "--storage", str(tmp_path), "--name", "first") == 2
     assert "go on with --resume first" in capsys.readouterr().err
     assert run(job, "--storage", str(tmp_path), "--resume", "first", "--cost-size", "64x64", "--workers", "0") == 0
     assert [m.step for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1, 2]
-    init = ["--init", str(tmp_path / "first" / "package"), "--set", "head_convs=2", "--classes", "ore=rock"]
-    assert run(job, *TINY, "--storage", str(tmp_path), "--name", "tuned", *init) == 0
-    assert load_package(tmp_path / "tuned" / "package").manifest.classes == ("rock",)
-    start = json.loads((tmp_path / "tuned" / "run.json").read_text())["spec"]["model"]["init"]
-    assert start == str(tmp_path / "first" / "package")
 
 
 @pytest.mark.parametrize(

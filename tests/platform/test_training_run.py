@@ -56,6 +56,19 @@ def test_the_package_gives_the_metrics_that_it_states(spec: RunSpec) -> None:
     assert found.masks.shape[1:] == (50, 70)
 
 
+def test_fine_tuning_takes_other_classes(spec: RunSpec) -> None:
+    first = run_local(replace(spec, train=replace(TRAIN, epochs=1)))
+    model = replace(spec.model, init=first.package)
+    classes = replace(spec.data, classes="ore=rock")
+    tuned = replace(spec, name="tuned", model=model, data=classes, train=replace(TRAIN, epochs=1, learning_rate=1e-9, ema_decay=0))
+    result = run_local(tuned)
+    old, new = (load_package(Path(str(package))) for package in (first.package, result.package))
+    assert new.manifest.classes == ("rock",)
+    weights = dict(new.model.named_parameters())
+    for name, value in old.model.named_parameters():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+
+
 def test_a_claim_keeps_the_spec_and_refuses_a_second_run_of_the_name(spec: RunSpec) -> None:
     claim(spec)
     claim(spec, "1234")

@@ -71,16 +71,25 @@ def run_folder(spec: RunSpec) -> str:
     return storage.join(spec.storage, spec.name)
 
 
+def check_name(spec: RunSpec) -> None:
+    """Looks, without writing, whether the run's place is free.
+
+    Raises:
+        UserError: a run of this name is there already, or the storage cannot be read.
+    """
+    if storage.exists(storage.join(run_folder(spec), RUN_FILE)):
+        raise UserError(f"{run_folder(spec)}: a run of this name is there already; go on with --resume {spec.name} or choose another name")
+
+
 def claim(spec: RunSpec, run_id: str | None = None) -> None:
     """Writes the run's ``run.json``: what is run, and its MLflow run once there is one.
 
     Raises:
-        UserError: a run of this name is there already, or the storage cannot be written.
+        UserError: a run of this name is there already (where no MLflow run is given), or the storage cannot be written.
     """
-    uri = storage.join(run_folder(spec), RUN_FILE)
-    if run_id is None and storage.exists(uri):
-        raise UserError(f"{run_folder(spec)}: a run of this name is there already; go on with --resume {spec.name} or choose another name")
-    storage.write_json(uri, {"spec": to_dict(spec), "run_id": run_id})
+    if run_id is None:
+        check_name(spec)
+    storage.write_json(storage.join(run_folder(spec), RUN_FILE), {"spec": to_dict(spec), "run_id": run_id})
 
 
 def claimed(folder: str) -> tuple[RunSpec, str | None]:
