@@ -19,10 +19,10 @@ class Args:
 
     space: Literal["ablation", "search"] = "ablation"
     """"ablation": the paper's Tables 1 to 6. "search": the joint space, with Optuna and ASHA."""
-    tables: str = "all"
-    """Tables of the ablation, such as 2,4."""
+    tables: str = ""
+    """Tables of the ablation, such as 2,4; by default all, or none where --models names what to compare."""
     models: str = ""
-    """Presets to compare instead, separated by commas, such as losnet,condinst_mv3."""
+    """Models to compare, separated by commas: presets, or such as losnet:head_convs=1+norm=gn."""
     trials: int = 16
     """Trials of a search."""
     data: str = "synthetic://ore?images=64&size=256&seed=0"
@@ -77,12 +77,13 @@ class Args:
     """A small sweep on synthetic ore that takes minutes: fills in every flag that is not given."""
 
 
-# Four variants that differ in one choice of the paper each, small enough for two cores.
+# LosNet with the paper's two pyramids (Table 6) and two lighter variants, small enough for two cores.
 DEMO: dict[str, Any] = {
     "tables": "6",
+    "models": "losnet:fpn_channels=64,losnet:head_convs=1",
     "data": "synthetic://ore?images=48&size=128&seed=0&rocks=14&d50=20&empty=0.05",
     "experiment": "losnet-demo",
-    "epochs": 16,
+    "epochs": 12,
     "size": 128,
     "batch": 6,
     "evaluate_every": 4,
@@ -144,8 +145,8 @@ def sweep_spec(args: Args) -> Any:
     from stratum.tuning.space import parse_tables
     from stratum.tuning.spec import SweepSpec
 
-    space = "models" if args.models else args.space
-    name = args.name or f"{space}-{datetime.now():%Y%m%d-%H%M%S}"
+    models = tuple(part for part in args.models.split(",") if part)
+    name = args.name or f"{'models' if models else args.space}-{datetime.now():%Y%m%d-%H%M%S}"
     train = TrainSpec(
         epochs=args.epochs,
         batch_size=args.batch,
@@ -177,9 +178,9 @@ def sweep_spec(args: Args) -> Any:
     return SweepSpec(
         name=name,
         base=resolved(base),
-        space=space,
-        tables=parse_tables(args.tables),
-        models=tuple(part for part in args.models.split(",") if part),
+        space=args.space,
+        tables=parse_tables(args.tables or "all") if args.tables or not models else (),
+        models=models,
         extra={**overrides(args.set), "input_short": args.size},
         trials=args.trials,
         max_concurrent=args.max_concurrent,

@@ -2,7 +2,17 @@ from collections import Counter
 
 import pytest
 
-from stratum.tuning.space import BACKBONES, BASELINE, BASELINE_ROWS, CHOICES, TABLES, ablation_grid, parse_tables, sampled_variant
+from stratum.tuning.space import (
+    BACKBONES,
+    BASELINE,
+    BASELINE_ROWS,
+    CHOICES,
+    TABLES,
+    ablation_grid,
+    own_variant,
+    parse_tables,
+    sampled_variant,
+)
 from stratum_models.catalog import CATALOG, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.losnet.paper import MODELS, PAPER_RESULTS, PAPER_ROWS, table_rows
@@ -92,3 +102,16 @@ def test_presets_have_their_figures() -> None:
         assert preset.paper is None or preset.paper in MODELS, name
     assert MODELS["losnet_mv3"]["mask_ap50"] == 46.7
     assert MODELS["losnet_mv3"]["infer_ms"] == 25.2
+
+
+def test_models_of_ones_own() -> None:
+    plain, changed = own_variant("mask_rcnn_r50", {"input_short": 64, "norm": "gn"}), own_variant("losnet:head_convs=1+fpn_convs=yes")
+    assert (plain.name, plain.overrides) == ("mask_rcnn_r50", {"input_short": 64})  # Mask R-CNN has no such norm
+    assert (changed.name, changed.preset) == ("losnet-head_convs=1-fpn_convs=yes", "losnet")
+    assert changed.overrides == {"head_convs": 1, "fpn_convs": True}
+
+
+@pytest.mark.parametrize("entry", ["losnett", "losnet:depth=3", "losnet:head_convs", "losnet:head_convs=9"])
+def test_models_that_cannot_be_built(entry: str) -> None:
+    with pytest.raises(UserError, match=r"(?i)losnet"):
+        own_variant(entry)

@@ -29,7 +29,7 @@ def sweep_spec(folder: Path, **changes: Any) -> SweepSpec:
         train=TrainSpec(epochs=2, batch_size=2, optimizer="adamw", learning_rate=1e-3, schedule="cosine"),
         max_failures=0,
     )
-    values: dict[str, Any] = {"name": "tiny", "base": base, "space": "models", "models": ("losnet_debug", "losnet"), "cost_size": (96, 128)}
+    values: dict[str, Any] = {"name": "tiny", "base": base, "tables": (), "models": ("losnet_debug", "losnet"), "cost_size": (96, 128)}
     return SweepSpec(**{**values, "timing_rounds": 2, **changes})
 
 
@@ -108,7 +108,7 @@ def test_concurrency_follows_the_cluster(
 
 
 def test_a_sweep_is_stored_and_read_back(tmp_path: Path) -> None:
-    sweep = sweep_spec(tmp_path, space="ablation", models=(), tables=(2, 4), extra={"mask_channels": 16})
+    sweep = sweep_spec(tmp_path, models=("losnet:head_convs=1",), tables=(2, 4), extra={"mask_channels": 16})
     save_sweep(sweep, None)
     save_sweep(sweep, "run-1")
     assert load_sweep(sweep.folder) == (sweep, "run-1")

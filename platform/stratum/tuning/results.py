@@ -29,7 +29,7 @@ _SHARED = (*ABLATION, *_COSTS)
 
 
 def comparison(rows: Sequence[TrialRow], grid: Grid | None = None, *, markdown: bool = False) -> str:
-    """The trials beside the paper: its rows in its order, each with the trial that stands for it; without a grid, best AP50 first.
+    """The trials beside the paper: its rows in its order, each with the trial that stands for it; then the others, best AP50 first.
 
     ``*`` marks the Pareto front; a trial without a result says what became of it.
     """
@@ -42,10 +42,10 @@ def report_rows(rows: Sequence[TrialRow], grid: Grid | None = None) -> list[Row]
     trials = {key: row for row in rows for key in row.rows}
     known = {*trials, *(grid.left_out if grid else ())}
     papers = [paper for paper in PAPER_ROWS if paper.key in known]
-    if papers:
-        return [_paper_line(paper, trials.get(paper.key), leading) for paper in papers]
-    ranked = sorted(rows, key=lambda row: -_finite(row.metrics.get("val/mask_ap50")))
-    return [_line(row.name, row, _preset_figures(row), leading) for row in ranked]
+    beside = [_paper_line(paper, trials.get(paper.key), leading) for paper in papers]
+    ranked = sorted((row for row in rows if not row.rows), key=lambda row: -_finite(row.metrics.get("val/mask_ap50")))
+    own = [_line(row.name, row, _preset_figures(row), leading) for row in ranked]
+    return [*beside, *({**line, "group": "Beside the tables"} if beside else line for line in own)]
 
 
 def problems(rows: Sequence[TrialRow], grid: Grid | None) -> list[str]:

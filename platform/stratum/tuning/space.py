@@ -104,6 +104,22 @@ def ablation_grid(tables: tuple[int, ...] = TABLES, extra: Mapping[str, object] 
     return Grid(variants=tuple(variants), left_out=left_out)
 
 
+def own_variant(entry: str, extra: Mapping[str, object] | None = None) -> Variant:
+    """A preset, or one with options of its own, as in ``losnet:head_convs=1+norm=gn``; of ``extra`` it takes what it has.
+
+    Raises UserError for an unknown preset or option.
+    """
+    preset, _, options = entry.partition(":")
+    pairs = [option for option in options.split("+") if option]
+    if any("=" not in pair for pair in pairs):
+        raise UserError(f"model {entry!r}: write options as losnet:head_convs=1+norm=gn")
+    known = vars(resolve_config(preset, {}))
+    given = dict(pair.split("=", 1) for pair in pairs)
+    config = vars(resolve_config(preset, given))
+    overrides = {**{name: value for name, value in (extra or {}).items() if name in known}, **{name: config[name] for name in given}}
+    return Variant(name="-".join([preset, *pairs]), preset=preset, overrides=overrides)
+
+
 def _network(row: PaperRow) -> tuple[str, dict[str, object]] | None:
     """Preset and overrides of a row; None where the network is not to be had."""
     if row.table == 6:

@@ -7,11 +7,11 @@ from typing import Any, Literal, get_args
 from stratum import storage
 from stratum.training.spec import RunSpec, from_dict
 from stratum.tuning.pareto import Tradeoff
-from stratum.tuning.space import TABLES, Grid, Variant, ablation_grid, sampled_variant
+from stratum.tuning.space import TABLES, Grid, Variant, ablation_grid, own_variant, sampled_variant
 from stratum_models.catalog import resolve_config
 from stratum_models.errors import UserError
 
-Space = Literal["ablation", "search", "models"]
+Space = Literal["ablation", "search"]
 SWEEP_FILE = "sweep.json"
 
 
@@ -26,7 +26,7 @@ class SweepSpec:
     base: RunSpec
     space: Space = "ablation"
     tables: tuple[int, ...] = TABLES  # of "ablation"
-    models: tuple[str, ...] = ()  # presets of "models"
+    models: tuple[str, ...] = ()  # of "ablation", beside the tables: presets, or such as losnet:head_convs=1+norm=gn
     extra: Mapping[str, object] = field(default_factory=dict)  # overrides of every variant
     trials: int = 16  # of "search"
     grace_epochs: int = 0  # epochs before ASHA may stop a trial of "search"; 0: a quarter of all
@@ -46,8 +46,8 @@ class SweepSpec:
             raise UserError(f"a sweep needs at least one trial and one timing round, not {self.trials} and {self.timing_rounds}")
         if min(self.max_concurrent, self.finalists, self.grace_epochs) < 0:
             raise UserError("max_concurrent, finalists and grace_epochs must be 0 or more")
-        if self.space == "models" and not self.models:
-            raise UserError("no models to compare: name presets with --models losnet,condinst_mv3")
+        if self.space == "ablation" and not self.tables and not self.models:
+            raise UserError("nothing to compare: choose --tables, or name presets with --models losnet,condinst_mv3")
 
     @property
     def folder(self) -> str:
@@ -58,10 +58,9 @@ class SweepSpec:
         """The variants that are run, checked against the catalog; None for a search, which draws its own."""
         if self.space == "search":
             return None
-        if self.space == "models":
-            grid = Grid(variants=tuple(Variant(name=m, preset=m, overrides=_fitting(m, self.extra)) for m in self.models))
-        else:
-            grid = ablation_grid(self.tables, self.extra)
+        tables = ablation_grid(self.tables, self.extra)
+        own = tuple(own_variant(entry, self.extra) for entry in self.models)
+        grid = Grid(variants=tables.variants + own, left_out=tables.left_out)
         for variant in grid.variants:
             resolve_config(variant.preset, variant.overrides)
         return grid
@@ -84,12 +83,6 @@ class SweepSpec:
             model=replace(self.base.model, preset=variant.preset, overrides=variant.overrides),
             train=replace(self.base.train, learning_rate=rate),
         )
-
-
-def _fitting(preset: str, extra: Mapping[str, object]) -> dict[str, object]:
-    """The overrides that a preset has: presets of different families are compared under what they share."""
-    names = vars(resolve_config(preset, {})).keys()
-    return {name: value for name, value in extra.items() if name in names}
 
 
 def save_sweep(spec: SweepSpec, parent_id: str | None) -> None:
