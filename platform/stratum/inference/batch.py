@@ -23,6 +23,7 @@ from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
 from stratum.inference.outputs import annotations_of, id_mask, instances_of, output_names, overlay_jpeg, png16, to_float, visible
 from stratum.measurements import Particle, check_scale, measure_instances
 from stratum.training.progress import Say, duration, say_nothing
+from stratum.tuning.cluster import forwarded_environment
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, Prediction
 from stratum_models.optimize import prepare_for_inference
@@ -152,12 +153,14 @@ def predict_all(package: Path, spec: BatchSpec, works: Sequence[Work], say: Say 
     found: list[Found] = []
     start = spoke = time.monotonic()
     for one in _stream(package, spec, works):
+        if not found:
+            start = spoke = time.monotonic()  # starting the actors says nothing about the time left
         found.append(one)
         if one.error:
             say(f"broken: {one.error}")
         now = time.monotonic()
         if now - spoke >= SAY_SECONDS or len(found) == len(works):
-            spoke, speed = now, len(found) / max(now - start, 1e-9)
+            spoke, speed = now, len(found) / max(now - start, 1e-3)
             say(f"{len(found)}/{len(works)} images  {speed:.1f} images/s  {duration((len(works) - len(found)) / speed)} left")
     return sorted(found, key=lambda one: one.work.index)
 
@@ -190,6 +193,7 @@ def _stream(package: Path, spec: BatchSpec, works: Sequence[Work]) -> Iterator[F
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=0 if spec.gpu else 1,
         num_gpus=1 if spec.gpu else 0,
+        runtime_env={"env_vars": forwarded_environment()},  # where Ray was connected before the keys of S3 were set, as in a notebook
     )
     for row in answers.iter_rows():
         values = json.loads(row["found"])
