@@ -160,9 +160,17 @@ def predict_all(package: Path, spec: BatchSpec, works: Sequence[Work], say: Say 
             say(f"broken: {one.error}")
         now = time.monotonic()
         if now - spoke >= SAY_SECONDS or len(found) == len(works):
-            spoke, speed = now, len(found) / max(now - start, 1e-3)
-            say(f"{len(found)}/{len(works)} images  {speed:.1f} images/s  {duration((len(works) - len(found)) / speed)} left")
+            spoke = now
+            say(f"{len(found)}/{len(works)} images{_pace(len(found), len(works), now - start)}")
     return sorted(found, key=lambda one: one.work.index)
+
+
+def _pace(done: int, total: int, seconds: float) -> str:
+    """Speed and time left, counted from the first image on; nothing while there is only that one."""
+    if done < 2 or seconds <= 0:
+        return ""
+    speed = (done - 1) / seconds
+    return f"  {speed:.1f} images/s  {duration((total - done) / speed)} left"
 
 
 def read(uri: str, depth: DepthRule | None) -> Tensor:
