@@ -13,13 +13,16 @@ from contextlib import contextmanager
 from typing import Any
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-FORWARDED = ("AWS_", "MLFLOW_", "STRATUM_", START_TIMEOUT)  # what workers need of the driver's environment
+GCS_PORT = "RAY_GCS_SERVER_PORT"
+# RAY_ADDRESS: Tune frees the workers of a stopped trial through Ray's state API, which looks for a cluster by itself; where there is more
+# than one on a machine, it finds none unless it is told.
+FORWARDED = ("AWS_", "MLFLOW_", "STRATUM_", START_TIMEOUT, "RAY_ADDRESS")  # what workers need of the driver's environment
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 
 @contextmanager
 def ray_cluster(cpus: int | None = None) -> Iterator[None]:
-    """Ray, connected. A cluster of this process's own takes ``cpus`` (by default all) and listens on loopback alone.
+    """Ray, connected. A cluster of this process's own takes ``cpus`` (by default all); its dashboard listens on loopback.
 
     Its dashboard is on, since Tune frees the workers of a stopped trial through it, and it asks for a token, which is kept in the
     environment so that none is written to the home folder. Where Ray is connected already, as in a notebook, that is used.
@@ -33,9 +36,8 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         return
     # A busy or a growing cluster may need minutes for the workers that Ray Train gives up on after one.
     os.environ.setdefault(START_TIMEOUT, "300")
-    environment = {"env_vars": forwarded_environment()}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(runtime_env={"env_vars": forwarded_environment()}, log_to_driver=False, logging_level=logging.WARNING)
         try:
             yield
         finally:
@@ -43,7 +45,8 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         return
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets lie below it, whose paths may have 107 bytes at most
     try:
-        ray.init(**_local(folder, cpus), runtime_env=environment)
+        with _gcs_address() as address:
+            ray.init(**_local(folder, cpus), runtime_env={"env_vars": {**forwarded_environment(), "RAY_ADDRESS": address}})
         yield
     finally:
         ray.shutdown()
@@ -65,16 +68,34 @@ def _ask_for_token() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def _local(folder: str, cpus: int | None) -> dict[str, Any]:
+@contextmanager
+def _gcs_address() -> Iterator[str]:
+    """The address that a cluster started inside will have, so that its workers can be told."""
+    import ray.util
+
+    before = os.environ.get(GCS_PORT)
+    port = os.environ[GCS_PORT] = str(_free_port())
+    try:
+        yield f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
+    finally:
+        del os.environ[GCS_PORT]
+        if before is not None:
+            os.environ[GCS_PORT] = before
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+        return int(probe.getsockname()[1])
+
+
+def _local(folder: str, cpus: int | None) -> dict[str, Any]:
     return {
         "address": "local",
         "num_cpus": cpus,
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
-        "dashboard_port": port,
+        "dashboard_port": _free_port(),
         "log_to_driver": False,
         "logging_level": logging.WARNING,
         "_node_ip_address": "127.0.0.1",
