@@ -127,7 +127,7 @@ def build_parts(model: SegmentationModel, spec: TrainSpec, context: Context) -> 
     """Everything that changes while a run goes on, on the context's device."""
     model.to(context.device)
     if spec.channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.lay_out(torch.channels_last)
     return Parts(
         model=model,
         network=context.wrap(LossModule(model), sync_bn=spec.sync_bn),

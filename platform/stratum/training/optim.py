@@ -28,8 +28,8 @@ def build_optimizer(model: nn.Module, spec: TrainSpec) -> Optimizer:
     """The optimiser of the spec over the model's trainable parameters."""
     groups = parameter_groups(model, spec)
     if spec.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(spec.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.nesterov)
+        return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(spec.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.nesterov, fused=True)
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
