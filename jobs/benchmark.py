@@ -1,6 +1,7 @@
 """Compare models by what they cost: parameters, multiply-adds, bytes, latency, memory."""
 
-import json
+import contextlib
+import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from stratum import cost, storage
 from stratum.cli import run_job
+from stratum.registry import fetch_package
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, SegmentationModel
@@ -29,7 +31,7 @@ class Args:
     models: str = "losnet"
     """Presets, separated by commas, or "all". They get random weights; the first is what ratios refer to."""
     package: tuple[str, ...] = ()
-    """Model packages (folders, local or s3://), measured with their weights and after the presets."""
+    """Model packages (folders, s3://..., models:/NAME@ALIAS, runs:/ID/package), measured with their weights and after the presets."""
     size: str = "480x640"
     """Height x width of the image in pixels."""
     data: str = ""
@@ -47,18 +49,20 @@ class Args:
     cost_only: bool = False
     """Leave out what must be timed or run: latency and memory."""
     json: str = ""
-    """File to write the records to."""
+    """File to write the records to, local or s3://."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise UserError(f"--repeats {self.repeats}: give at least 1")
+        if self.threads < 0:
+            raise UserError(f"--threads {self.threads}: give at least 1, or 0 for PyTorch's choice")
         if self.gpu and not torch.cuda.is_available():
             raise UserError("--gpu: this machine has no usable GPU: leave the flag out")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subject:
-    """One model to measure; ``loaded`` is set where it comes from a package."""
+    """One model to measure; ``loaded`` is set where it comes from a package, whose own resizing is left out of ``overrides``."""
 
     name: str
     preset: str
@@ -68,10 +72,12 @@ class Subject:
     package_bytes: int | None = None
 
     def model(self) -> SegmentationModel:
-        """The model to time: the package's, or random weights at full load."""
+        """The model to time, at the size it is given: with the package's weights, or random ones at full load."""
+        full = self.overrides if self.loaded else cost.full_load_overrides(self.preset, self.overrides)
+        model = build_model(self.preset, num_classes=self.classes, overrides=full)
         if self.loaded is not None:
-            return self.loaded.model
-        return build_model(self.preset, num_classes=self.classes, overrides=cost.full_load_overrides(self.preset, self.overrides))
+            model.load_state_dict(self.loaded.model.state_dict())
+        return model
 
 
 def main(args: Args) -> None:
@@ -83,6 +89,8 @@ def main(args: Args) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     size = cost.parse_size(args.size)
+    if args.json:
+        _check_writable(args.json)
     subjects = _presets(args) + [_packaged(uri) for uri in args.package]
     if len({s.name for s in subjects}) < len(subjects):
         raise UserError("the same model is named twice: name each preset and each package once")
@@ -92,10 +100,25 @@ def main(args: Args) -> None:
         _add_memory(records, subjects, args, size)
     Console(width=150).print(_table(records, size))
     if args.json:
-        path = Path(args.json).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-        print(f"written: {path}")
+        uri = storage.resolve(args.json)
+        storage.write_json(uri, records)
+        print(f"written: {uri}")
+
+
+def _check_writable(target: str) -> None:
+    """Raise UserError, before minutes of measuring, where the file cannot be written; nothing is left behind."""
+    uri = storage.resolve(target)
+    if storage.is_remote(uri):
+        probe = f"{uri}.check"  # only writing tells whether a bucket is there and may be written
+        storage.write_bytes(storage.join(probe, "empty"), b"")
+        with contextlib.suppress(storage.StorageError):  # whoever may write need not be one who may delete
+            storage.remove_tree(probe)
+        return
+    path = Path(uri)
+    folder = next(parent for parent in path.parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = "it is a folder" if path.is_dir() else f"{folder} is no folder that we may write to"
+        raise UserError(f"--json {target}: cannot be written, {reason}: name a file in a folder of yours")
 
 
 def _presets(args: Args) -> list[Subject]:
@@ -107,14 +130,14 @@ def _presets(args: Args) -> list[Subject]:
 
 
 def _packaged(uri: str) -> Subject:
-    folder = storage.fetch_tree(uri)
+    folder = fetch_package(uri)
     loaded = load_package(folder)
     name = uri.rstrip("/").removesuffix("/package").rsplit("/", 1)[-1]
     manifest = loaded.manifest
     return Subject(
         name=name,
         preset=manifest.preset,
-        overrides=dict(manifest.overrides),
+        overrides=cost.unresized(manifest.overrides),
         classes=manifest.num_classes,
         loaded=loaded,
         package_bytes=cost.package_bytes(folder),

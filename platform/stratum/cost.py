@@ -8,10 +8,14 @@
   instances are kept, so every model fills its cap of proposals, runs NMS on them and makes masks for what is left.
 - Models are timed in turn, one call each a round, so that a clock that drifts or a busy neighbour slows all of them; a ratio is the median
   of the rounds' ratios.
+- Costs are those of the size that is named: options that resize images before the network are left out (:func:`unresized`).
 - Memory is the growth of the peak resident set (on CUDA, of the allocator's peak) in a process of its own: ``python -m stratum.cost``.
+  It counts from before the network is built, so its weights are in it; what only building and fusing took is not, since the peak is
+  restarted after them. That takes Linux's ``/proc/self/clear_refs``; elsewhere on the CPU the figure is the peak of all of it.
 """
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -34,6 +38,7 @@ from stratum_models.errors import UserError
 from stratum_models.interface import InstanceTarget, SegmentationModel, SemanticTarget, Target
 
 MAX_INSTANCES = 100
+RESIZING = ("input_short", "input_long")  # options that change an image's size before the network sees it
 _MB = 1024 * 1024
 
 
@@ -109,6 +114,11 @@ def multiply_adds(model: SegmentationModel, size: tuple[int, int]) -> int:
         model.predict([noise_image(size).to(model.device)])
     model.train(was_training)
     return int(counter.get_total_flops()) // 2
+
+
+def unresized(overrides: Mapping[str, object]) -> dict[str, object]:
+    """The overrides without those that resize images before the network, so that a cost is that of the size it is given for."""
+    return {name: value for name, value in overrides.items() if name not in RESIZING}
 
 
 def dense_overrides(preset: str, overrides: Mapping[str, object]) -> dict[str, object]:
@@ -229,6 +239,7 @@ def _measure(request: MemoryRequest) -> MemoryUse:
     overrides = full_load_overrides(request.preset, request.overrides)
     model = build_model(request.preset, num_classes=request.num_classes, overrides=overrides).to(device).eval()
     model = prepare_for_inference(model)
+    _restart_peak(device)
     with torch.no_grad():
         for _ in range(2):  # the first call also makes the caches that stay
             model.predict([noise_image(request.size).to(device)])
@@ -236,8 +247,7 @@ def _measure(request: MemoryRequest) -> MemoryUse:
     if not request.train_batch:
         return MemoryUse(infer_mb=infer, train_mb=None, train_step_ms=None)
     del model
-    gc.collect()
-    _start_peak(device)
+    _restart_peak(device)
     model = build_model(request.preset, num_classes=request.num_classes, overrides=request.overrides).to(device).train()
     step_ms = _training_steps(model, request)
     return MemoryUse(infer_mb=infer, train_mb=_peak_mb(device) - baseline, train_step_ms=step_ms)
@@ -256,6 +266,14 @@ def _training_steps(model: SegmentationModel, request: MemoryRequest) -> float:
 
     _elapsed_ms(step)
     return _elapsed_ms(step)
+
+
+def _restart_peak(device: torch.device) -> None:
+    """Free what is no longer used, back to the system where glibc can, and forget the peak so far."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # no glibc: the heap keeps what was freed
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _start_peak(device)
 
 
 def _start_peak(device: torch.device) -> float:

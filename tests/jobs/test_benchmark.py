@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from stratum import storage
 from stratum.cli import run_job
+from stratum.registry import log_package, promote
+from stratum.tracking import open_run
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.package import Manifest, save_package
 
@@ -65,6 +68,8 @@ def test_cost_only_of_all_presets(tmp_path: Path) -> None:
         (["--package", "nowhere"], "nowhere"),
         (["--repeats", "0"], "--repeats 0"),
         (["--models", "losnet,losnet"], "twice"),
+        (["--threads", "-1"], "--threads -1"),
+        (["--package", "models:/no-such-model@champion"], "no-such-model"),
     ],
 )
 def test_bad_input_ends_with_one_line(arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +79,48 @@ def test_bad_input_ends_with_one_line(arguments: list[str], words: str, tmp_path
     assert words in errors
     assert len(errors.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def test_a_package_is_measured_at_the_size_that_the_table_names(tmp_path: Path) -> None:
+    overrides = {"input_short": 128, "input_long": 160}
+    manifest = Manifest(
+        preset="losnet_debug", classes=("ore",), num_classes=1, task="instance", overrides=overrides, cost={"cost/size_mb": 1.0}
+    )
+    save_package(tmp_path / "mine", build_model("losnet_debug", num_classes=1, overrides=overrides), manifest)
+    uri = register(tmp_path / "mine")
+    out = tmp_path / "cost.json"
+    assert benchmark("--models", "losnet_debug", "--package", uri, "--size", "64x96", "--cost-only", "--json", out) == 0
+    preset, package = json.loads(out.read_text())
+    assert (package["weights"], package["input"]) == ("package", "64x96")
+    assert package["macs"] == preset["macs"]
+
+
+def register(package: Path) -> str:
+    with open_run("benchmark", "train") as run:
+        log_package(run.run_id, package, "benchmarked")
+    promote("benchmarked", "cost/size_mb")
+    return "models:/benchmarked@champion"
+
+
+def test_records_go_to_s3(s3_env: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"s3://{s3_env.bucket()}/costs/losnet.json"
+    assert benchmark("--models", "losnet_debug", "--size", "64x64", "--cost-only", "--json", uri) == 0
+    assert storage.read_json(uri)[0]["model"] == "losnet_debug"
+    assert storage.list_files(uri.removesuffix("/losnet.json")) == [uri]
+    assert f"written: {uri}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["folder", "file/cost.json", "s3://no-such-bucket-here/cost.json"])
+def test_records_that_cannot_be_written_are_refused_before_measuring(
+    place: str, s3_env: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    assert benchmark("--models", "losnet_debug", "--json", place if "://" in place else tmp_path / place) == 2
+    said = capsys.readouterr()
+    assert place in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
 
 
 def load_job(name: str) -> Any:

@@ -131,6 +131,16 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     assert cost.peak_memory(more).infer_mb > use.infer_mb
 
 
+def test_memory_is_that_of_the_network_and_not_of_its_making() -> None:
+    use = cost.peak_memory(cost.MemoryRequest(preset="condinst_r50", size=(64, 64), threads=1))
+    weights = cost.state_bytes(build_model("condinst_r50", num_classes=1)) / 2**20
+    assert weights * 0.9 < use.infer_mb < weights * 1.8  # fusing works on a copy: for a while the weights are there twice
+
+
+def test_costs_are_those_of_the_size_that_is_named() -> None:
+    assert cost.unresized({"input_short": 256, "input_long": 320, "head_convs": 1}) == {"head_convs": 1}
+
+
 def test_a_failed_measurement_names_its_reason() -> None:
     with pytest.raises(UserError, match="no_such"):
         cost.peak_memory(cost.MemoryRequest(preset="no_such", size=(64, 64)))
