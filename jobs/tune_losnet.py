@@ -1,8 +1,8 @@
 """The sweep over LosNet: the paper's ablation grid, a search of the joint space, or presets side by side."""
 
-import json
 import os
-import tempfile
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -96,20 +96,20 @@ def main(args: Args) -> int:
 
     Ends with a table, a plot of the Pareto front and the winner's package; all of it is also in the sweep's MLflow run.
     """
+    from stratum.tracking import check_reachable, tracking_uri
+    from stratum.tuning.checks import check_free, check_sweep
     from stratum.tuning.cluster import ray_cluster
-    from stratum.tuning.spec import load_sweep, save_sweep
+    from stratum.tuning.spec import load_sweep
 
     if args.resume:
         sweep, earlier = load_sweep(f"{storage_uri(args)}/{args.resume}")
     else:
         sweep, earlier = sweep_spec(with_demo(args)), None
     grid = sweep.grid()
-    check_data(sweep)
-    from stratum.tracking import check_reachable, tracking_uri
-
-    check_reachable(tracking_uri())
+    check_sweep(sweep)
     if not args.resume:
-        save_sweep(sweep, None)
+        check_free(sweep)  # before the tracking store is asked, which would make a new sqlite file
+    check_reachable(tracking_uri())
     planned = f"{len(grid.variants)} variants" if grid else f"{sweep.trials} trials"
     print(f"sweep {sweep.name}: {planned}, {sweep.base.train.epochs} epochs each, results in {sweep.folder}", flush=True)
     with ray_cluster():
@@ -119,18 +119,27 @@ def main(args: Args) -> int:
 def run(sweep: Any, earlier: str | None, *, resume: bool) -> int:
     """The sweep inside its MLflow run; exit code 1 where no trial finished."""
     from stratum.tracking import open_run
+    from stratum.training.distributed import check_cluster
+    from stratum.tuning.outcome import show, time_finalists
     from stratum.tuning.spec import save_sweep
     from stratum.tuning.sweep import run_sweep
+
+    check_cluster(sweep.base)
+    if not resume:
+        save_sweep(sweep, None)
 
     tags = {"stratum.sweep": sweep.name, "stratum.kind": "sweep"}
     with open_run(sweep.base.experiment, sweep.name, asdict(sweep), tags, resume_id=earlier) as parent:
         save_sweep(sweep, parent.run_id)
         rows, interrupted = run_sweep(sweep, parent.run_id, parent.uri, resume=resume, say=say)
-        if not interrupted:
-            rows = time_finalists(rows, sweep, parent.uri)
+        try:
+            rows = rows if interrupted else time_finalists(rows, sweep, parent.uri, say)
+        except KeyboardInterrupt:
+            interrupted = True
         show(rows, sweep, parent, partial=interrupted)
         if interrupted:
-            print(f"interrupted; go on with: python jobs/tune_losnet.py --storage {sweep.base.storage} --resume {sweep.name}", flush=True)
+            again = [sys.executable, "jobs/tune_losnet.py", "--storage", sweep.base.storage, "--resume", sweep.name]
+            print(f"interrupted; go on with: {shlex.join(again)}", flush=True)
             raise KeyboardInterrupt
     return 0 if any(row.state == "finished" for row in rows) else 1
 
@@ -145,7 +154,10 @@ def sweep_spec(args: Args) -> Any:
     from stratum.tuning.space import parse_tables
     from stratum.tuning.spec import SweepSpec
 
-    models = tuple(part for part in args.models.split(",") if part)
+    models = tuple(part.strip() for part in args.models.split(",") if part.strip())
+    extra = overrides(args.set)
+    if "input_short" in extra:
+        raise UserError("--set input_short: say it with --size")
     name = args.name or f"{'models' if models else args.space}-{datetime.now():%Y%m%d-%H%M%S}"
     train = TrainSpec(
         epochs=args.epochs,
@@ -181,7 +193,7 @@ def sweep_spec(args: Args) -> Any:
         space=args.space,
         tables=parse_tables(args.tables or "all") if args.tables or not models else (),
         models=models,
-        extra={**overrides(args.set), "input_short": args.size},
+        extra={**extra, "input_short": args.size},
         trials=args.trials,
         max_concurrent=args.max_concurrent,
         cost_size=parse_size(args.cost_size),
@@ -189,15 +201,6 @@ def sweep_spec(args: Args) -> Any:
         timing_rounds=args.timing_rounds,
         register_as="" if args.register == "none" else args.register,
     )
-
-
-def check_data(sweep: Any) -> None:
-    """Reads data and model once in the driver: bad input ends here, with nothing written."""
-    from stratum.training.run import check
-
-    grid = sweep.grid()
-    first = grid.variants[0] if grid else None
-    check(sweep.run_spec(first, {}) if first else sweep.base)
 
 
 def with_demo(args: Args) -> Args:
@@ -226,63 +229,6 @@ def storage_uri(args: Args) -> str:
 
     default = platformdirs.user_data_path("stratum") / "runs" if os.environ.get(JOB_CONFIG) else Path("outputs")
     return storage.resolve(args.storage or str(default))
-
-
-def time_finalists(rows: Any, sweep: Any, tracking: str) -> Any:
-    """The rows with latency and memory of the finalists, which also go into their packages and MLflow runs."""
-    from stratum.tracking import client_for
-    from stratum.tuning.finalists import choose_finalists, measure, with_costs
-
-    chosen = choose_finalists(rows, sweep)
-    if not chosen:
-        return rows
-    say(f"timing {len(chosen)} finalists, one call after another")
-    costs = measure(chosen, sweep)
-    client = client_for(tracking)
-    for row in chosen:
-        for name, value in costs.get(row.name, {}).items() if row.run_id else ():
-            client.log_metric(row.run_id or "", name, value)
-    return with_costs(rows, costs)
-
-
-def show(rows: Any, sweep: Any, parent: Any, *, partial: bool) -> None:
-    """Print, store and log what came out."""
-    from stratum import storage
-    from stratum.tracking import ui_command
-    from stratum.tuning.finalists import winner
-    from stratum.tuning.results import comparison, plot_front, problems
-
-    grid = sweep.grid()
-    table = comparison(rows, grid)
-    print(f"\n{'partial results' if partial else 'results'} of {sweep.name} (AP in percent; * is on the Pareto front)\n\n{table}")
-    for line in problems(rows, grid):
-        print(f"not in the comparison: {line}")
-    with tempfile.TemporaryDirectory(prefix="stratum-report-") as folder:
-        out = Path(folder) / "report"
-        plot_front(rows, out / "pareto.png", sweep.name)
-        (out / "table.txt").write_text(table, encoding="utf-8")
-        (out / "table.md").write_text(comparison(rows, grid, markdown=True), encoding="utf-8")
-        (out / "trials.json").write_text(json.dumps([asdict(row) for row in rows], indent=2, default=str), encoding="utf-8")
-        storage.upload_tree(out, storage.join(sweep.folder, "report"))
-        parent.log_artifact(out)
-    best = winner(rows, sweep)
-    if best is not None:
-        keep_winner(best, sweep, parent, register=not partial)
-    print(f"plot: {storage.join(sweep.folder, 'report', 'pareto.png')}")
-    print(f"compare the runs with: {ui_command(parent.uri)}", flush=True)
-
-
-def keep_winner(best: Any, sweep: Any, parent: Any, *, register: bool) -> None:
-    """The winner's figures and package in the sweep's own run, and its package in the registry."""
-    from stratum import storage
-
-    parent.log_metrics({name: value for name, value in best.metrics.items() if name.startswith(("val/", "cost/", "sweep/utility"))})
-    parent.set_tags({"stratum.winner": best.name})
-    name = sweep.register_as if register else ""
-    parent.log_package(storage.fetch_tree(best.package), name or None)
-    print(f"winner: {best.name} (highest AP50 less its price in multiply-adds and size); package: {best.package}")
-    if name:
-        print(f"registered as: models:/{name}")
 
 
 def say(line: str) -> None:

@@ -85,7 +85,7 @@ def test_ctrl_c_ends_cleanly_and_the_sweep_resumes(tmp_path: Path, mlflow_sqlite
     finally:
         end(again)
     assert again.returncode == 0, said + errors
-    assert "registered as: models:/losnet" in said
+    assert "registered as: models:/losnet/1" in said
     assert (tmp_path / "out/one/report/pareto.png").exists()
     parent, child = sorted(runs(mlflow_sqlite), key=lambda run: "mlflow.parentRunId" in run.data.tags)
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
@@ -103,6 +103,13 @@ def test_ctrl_c_ends_cleanly_and_the_sweep_resumes(tmp_path: Path, mlflow_sqlite
         (["--data", "nowhere"], "nowhere"),
         (["--data", DATA, "--models", "losnet_debug", "--batch", "64"], "batch"),
         (["--data", DATA, "--models", "losnet_debug", "--set", "head_convs"], "--set"),
+        (["--data", DATA, "--models", "losnet_debug,losnet_debug"], "losnet_debug"),
+        (["--data", DATA, "--models", "losnet_debug", "--set", "bogus=1"], "bogus"),
+        (["--data", DATA, "--models", "losnet_debug,losnet:backbone=resnet5o"], "resnet5o"),
+        (["--data", DATA, "--space", "search", "--set", "bogus=1"], "bogus"),
+        (["--data", DATA, "--space", "search", "--set", "norm=gn"], "norm"),
+        (["--data", DATA, "--tables", "2", "--set", "fpn_channels=64"], "fpn_channels"),
+        (["--data", DATA, "--models", "losnet_debug", "--register", "a/b"], "a/b"),
         (["--resume", "nothing"], "nothing"),
     ],
 )
@@ -117,6 +124,20 @@ def test_bad_input_ends_with_one_line_and_writes_nothing(
     assert words in errors
     assert len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_s3_without_credentials_leaves_no_store_behind(
+    tmp_path: Path, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    job = load_job("tune_losnet")
+    with pytest.raises(SystemExit) as ended:
+        run_job(job.main, job.Args, argv=["--data", DATA, "--models", "losnet_debug", "--batch", "2", "--storage", "s3://bucket/runs"])
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2, errors
+    assert "s3://bucket/runs" in errors
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_the_demo_fills_in_what_is_not_given() -> None:

@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from optuna.trial import TrialState
 from stratum.data.source import DataSpec
 from stratum.tracking import open_run
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
-from stratum.tuning.finalists import choose_finalists, measure, winner, with_costs
+from stratum.tuning import trial
+from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measure, winner, with_costs
+from stratum.tuning.outcome import time_finalists
 from stratum.tuning.results import comparison, plot_front, problems, report_rows
 from stratum.tuning.space import ablation_grid
 from stratum.tuning.spec import SweepSpec, load_sweep, save_sweep
@@ -49,12 +52,15 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
     with open_run("sweeps", "tiny") as parent:
         rows, interrupted = run_sweep(sweep, parent.run_id, parent.uri, say=said.append)
         chosen = choose_finalists(rows, sweep)
-        rows = with_costs(rows, measure(chosen, sweep))
+        costs = measure(chosen, sweep)
+    rows = with_costs(rows, costs)
+    keep_costs(rows, costs)
     assert not interrupted
     good, bad = rows
     assert (good.name, good.state, bad.name, bad.state) == ("losnet_debug", "finished", "losnet", "failed")
     assert bad.error
     assert any("losnet: failed" in line for line in said)
+    assert any("2 of 2 trials done" in line for line in said)
     check_costs(good)
     client = MlflowClient(mlflow_sqlite)
     children = client.search_runs([client.get_run(parent.run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
@@ -63,6 +69,46 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
     assert run.data.params["model.overrides.head_convs"] == "1"
     assert run.data.metrics["cost/macs"] == good.metrics["cost/macs"]
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+
+
+@pytest.mark.timeout(240)
+def test_a_search_whose_trials_are_evaluated_now_and_then(ray_local: None, mlflow_sqlite: str, tmp_path: Path) -> None:
+    sweep = sweep_spec(tmp_path, space="search", trials=2, extra={"mask_convs": 1})
+    train = replace(sweep.base.train, evaluate_every=2)
+    sweep = replace(sweep, base=replace(sweep.base, train=train, model=ModelSpec(preset="losnet_debug")), cost_size=(64, 64))
+    with open_run("sweeps", "tiny") as parent:
+        rows, _ = run_sweep(sweep, parent.run_id, parent.uri)
+    assert [(row.state, row.error) for row in rows] == [("finished", "")] * 2
+    assert all({"val/mask_ap50", "sweep/utility", "train/step_ms"} <= set(row.metrics) for row in rows)
+
+
+def test_a_trial_waits_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "store"
+    place.write_text("a file where the store's folder should be")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
+    spec = sweep_spec(tmp_path / "out").base
+    monkeypatch.setattr(trial, "PAUSES", (0.0,))
+    with pytest.raises(UserError, match="tracking store"), trial.patient_run(spec, "tiny/a", {}, "parent"):
+        pass
+    monkeypatch.setattr(trial, "PAUSES", (0.2,) * 100)
+    back = threading.Timer(0.5, place.unlink)
+    back.start()
+    with trial.patient_run(spec, "tiny/a", {}, "parent") as run:
+        assert run.parent_id == "parent"
+    back.join()
+
+
+def test_what_cannot_be_timed_does_not_lose_the_results(
+    tmp_path: Path, ray_local: None, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [finished("lost", 0.5, 7e9, package=str(tmp_path / "nowhere"))]
+    assert time_finalists(rows, sweep_spec(tmp_path), mlflow_sqlite) == rows
+    assert "not timed: " in capsys.readouterr().out
+
+
+def test_a_node_for_timing_has_the_gpu() -> None:
+    nodes = [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}]
+    assert (_whole_node(nodes, gpu=False), _whole_node(nodes, gpu=True), _whole_node([{}], gpu=False)) == (64.0, 8.0, 1.0)
 
 
 def check_costs(row: TrialRow) -> None:
@@ -135,6 +181,7 @@ def test_finalists_and_winner(tmp_path: Path) -> None:
     assert [row.name for row in choose_finalists(rows, search)] == ["small", "large"]
     assert [row.name for row in choose_finalists(rows, replace(search, finalists=1))] == ["small"]
     assert [row.name for row in choose_finalists(rows, grid)] == ["large", "small", "bad"]
+    assert [row.name for row in choose_finalists(rows, replace(grid, finalists=1))] == ["small"]
     best = winner(rows, grid)
     assert best is not None
     assert best.name == "small"
@@ -152,6 +199,7 @@ def test_table_and_plot_show_every_row_of_the_paper(tmp_path: Path) -> None:
     assert "(failed)" in text
     assert "Table 4" in text
     assert "47.0" in text  # the paper's mask AP50 with two convolutions
+    assert max(map(len, text.splitlines())) <= 120
     assert comparison(rows, grid, markdown=True).count("\n") > 15
     said = problems(rows, grid)
     assert any("boom" in line for line in said)
@@ -166,7 +214,9 @@ def test_the_reason_is_the_last_line() -> None:
     assert last_line(ValueError()) == "ValueError"
 
 
-@pytest.mark.parametrize("changes", [{"name": "a/b"}, {"trials": 0}, {"models": ()}, {"max_concurrent": -1}, {"space": "random"}])
+@pytest.mark.parametrize(
+    "changes", [{"name": "a/b"}, {"register_as": "a/b"}, {"trials": 0}, {"models": ()}, {"max_concurrent": -1}, {"space": "random"}]
+)
 def test_sweeps_that_make_no_sense(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         sweep_spec(tmp_path, **changes)

@@ -92,6 +92,17 @@ def ablation_table(rows: Sequence[Row], *, figures: Sequence[Figure] = ABLATION,
     return markdown_table(header, joined) if markdown else text_table(header, joined)
 
 
+def narrow_tables(rows: Sequence[Row], *, figures: Sequence[Figure] = ABLATION, width: int = 120) -> str:
+    """:func:`ablation_table` as plain text of at most ``width`` columns: figures that find no room stand in further tables below."""
+    known = [figure for figure in figures if any(_value(figure, side, row) is not None for row in rows for side in ("ours", "paper"))]
+    tables: list[list[Figure]] = [[]]
+    for figure in known:
+        if tables[-1] and _width(ablation_table(rows, figures=[*tables[-1], figure])) > width:
+            tables.append([])
+        tables[-1].append(figure)
+    return "\n".join(ablation_table(rows, figures=table) for table in tables)
+
+
 def index_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
     """The paper's eleven indexes, one line each, with two columns per model: ours and the paper's."""
     header = ["index", *(f"{_name(row)}, {side}" for row in rows for side in ("ours", "paper"))]
@@ -129,6 +140,10 @@ def markdown_table(header: Sequence[str], groups: Iterable[tuple[str, Sequence[S
 
 def _value(figure: Figure, side: str, row: Row) -> float | None:
     return figure.ours(row) if side == "ours" else figure.theirs(row)
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.splitlines()))
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

@@ -18,6 +18,7 @@ GCS_PORT = "RAY_GCS_SERVER_PORT"
 # than one on a machine, it finds none unless it is told.
 FORWARDED = ("AWS_", "MLFLOW_", "STRATUM_", START_TIMEOUT, "RAY_ADDRESS")  # what workers need of the driver's environment
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+LOCAL = "STRATUM_LOCAL_RAY"  # says, to workers too, that this Ray is of one machine and will not grow
 
 
 @contextmanager
@@ -27,6 +28,7 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
     Its dashboard is on, since Tune frees the workers of a stopped trial through it, and it asks for a token, which is kept in the
     environment so that none is written to the home folder. Where Ray is connected already, as in a notebook, that is used.
     """
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves workers beside anything else on the machine
     if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
         _ask_for_token()
     import ray
@@ -44,12 +46,14 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
             ray.shutdown()
         return
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets lie below it, whose paths may have 107 bytes at most
+    os.environ[LOCAL] = "1"
     try:
         with _gcs_address() as address:
             ray.init(**_local(folder, cpus), runtime_env={"env_vars": {**forwarded_environment(), "RAY_ADDRESS": address}})
         yield
     finally:
         ray.shutdown()
+        os.environ.pop(LOCAL, None)
         shutil.rmtree(folder, ignore_errors=True)
 
 

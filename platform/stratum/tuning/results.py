@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stratum.report.plots import Candidate, pareto_plot
-from stratum.report.tables import ABLATION, Figure, Row, ablation_table
+from stratum.report.tables import ABLATION, Figure, Row, ablation_table, narrow_tables
 from stratum.tuning.finalists import front
 from stratum.tuning.space import BASELINE_ROWS, Grid
 from stratum.tuning.sweep import TrialRow
@@ -31,9 +31,10 @@ _SHARED = (*ABLATION, *_COSTS)
 def comparison(rows: Sequence[TrialRow], grid: Grid | None = None, *, markdown: bool = False) -> str:
     """The trials beside the paper: its rows in its order, each with the trial that stands for it; then the others, best AP50 first.
 
-    ``*`` marks the Pareto front; a trial without a result says what became of it.
+    ``*`` marks the Pareto front; a trial without a result says what became of it. Plain text has at most 120 columns.
     """
-    return ablation_table(report_rows(rows, grid), figures=_SHARED, markdown=markdown)
+    lines = report_rows(rows, grid)
+    return ablation_table(lines, figures=_SHARED, markdown=True) if markdown else narrow_tables(lines, figures=_SHARED)
 
 
 def report_rows(rows: Sequence[TrialRow], grid: Grid | None = None) -> list[Row]:

@@ -56,12 +56,16 @@ LEARNING_RATE_FACTOR = (0.25, 4.0)  # of the run's own learning rate, drawn on a
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One network of a grid. ``rows`` are the keys of the paper's rows that it stands for, such as ``t2/96-no``."""
+    """One network of a grid. ``rows`` are the keys of the paper's rows that it stands for, such as ``t2/96-no``.
+
+    ``fixed`` names the overrides that these rows ask for.
+    """
 
     name: str
     preset: str
     overrides: Mapping[str, object]
     rows: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +95,18 @@ def ablation_grid(tables: tuple[int, ...] = TABLES, extra: Mapping[str, object] 
     """The paper's Tables 1 to 6 as variants, in the order of the tables; ``extra`` overrides go into every variant."""
     found: dict[tuple[str, tuple[tuple[str, object], ...]], list[str]] = {}
     left_out: dict[str, str] = {}
+    fixed: dict[str, tuple[str, ...]] = {}
     for row in table_rows(tables):
         network = _network(row)
         if network is None:
             left_out[row.key] = "neither timm nor torchvision has this backbone"
             continue
         preset, overrides = network
+        fixed[row.key] = tuple(overrides)
         found.setdefault((preset, tuple(sorted({**(extra or {}), **overrides}.items()))), []).append(row.key)
     variants = [
-        Variant(name=_slug(rows), preset=preset, overrides=dict(values), rows=tuple(rows)) for (preset, values), rows in found.items()
+        Variant(name=_slug(rows), preset=preset, overrides=dict(values), rows=tuple(rows), fixed=fixed[rows[0]])
+        for (preset, values), rows in found.items()
     ]
     return Grid(variants=tuple(variants), left_out=left_out)
 

@@ -1,5 +1,6 @@
 """What a sweep is: one frozen value that is stored beside its results, so that it can be resumed by name."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -42,6 +43,8 @@ class SweepSpec:
             raise UserError(f"space {self.space!r} is unknown: use one of {', '.join(get_args(Space))}")
         if not self.name or "/" in self.name:
             raise UserError(f"sweep name {self.name!r}: give a plain name without slashes")
+        if any(letter in self.register_as for letter in "/:'\""):
+            raise UserError(f"registered model {self.register_as!r}: give a name without slashes, colons and quotes")
         if min(self.trials, self.timing_rounds) < 1:
             raise UserError(f"a sweep needs at least one trial and one timing round, not {self.trials} and {self.timing_rounds}")
         if min(self.max_concurrent, self.finalists, self.grace_epochs) < 0:
@@ -61,6 +64,9 @@ class SweepSpec:
         tables = ablation_grid(self.tables, self.extra)
         own = tuple(own_variant(entry, self.extra) for entry in self.models)
         grid = Grid(variants=tables.variants + own, left_out=tables.left_out)
+        name, count = Counter(variant.name for variant in grid.variants).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"model {name!r} is named {count} times: name each once")
         for variant in grid.variants:
             resolve_config(variant.preset, variant.overrides)
         return grid

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,12 +24,14 @@ from ray.tune.search.optuna import OptunaSearch
 
 from stratum import storage
 from stratum.tracking import client_for
+from stratum.training.progress import duration
 from stratum.tuning.pareto import OBJECTIVES
 from stratum.tuning.space import search_space
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.trial import FINISHED, PACKAGE, RUN_ID, TIME, UTILITY, run_trial
 
 NO_CPU = 2**20  # bytes of memory that a trial's function asks for: Tune wants it to ask for something, and CPUs are for its workers
+ENDED = ("TERMINATED", "ERROR")  # Tune's words
 State = Literal["finished", "stopped", "failed", "interrupted"]
 Say = Callable[[str], None]
 
@@ -61,31 +64,53 @@ class FinishedOnly(OptunaSearch):
 class Watch(Callback):
     """Says how trials go, and ends the MLflow runs of those that could not do it themselves."""
 
-    def __init__(self, tracking: str, say: Say) -> None:
-        self._tracking, self._say = tracking, say
+    def __init__(self, tracking: str, say: Say, total: int, epochs: int) -> None:
+        self._tracking, self._say, self._total, self._epochs = tracking, say, total, epochs
+        self._began: tuple[float, float] | None = None  # when this process began, and the trials' worth of work done by then
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial got its place."""
+        self._began = self._began or (time.monotonic(), sum(map(self._share, trials)))
         self._say(f"{trial}: started")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """An epoch was reported."""
         if "val/mask_ap50" in result and not result.get(FINISHED):
-            self._say(f"{trial}: epoch {int(result.get('epoch', 0))}, mask AP50 {result['val/mask_ap50']:.3f}")
+            self._say(
+                f"{trial}: epoch {int(result.get('epoch', 0))}, mask AP50 {result['val/mask_ap50']:.3f}; {self._progress(trials, trial)}"
+            )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or the scheduler stopped it: then its process had no time to say so."""
         last = trial.last_result or {}
         if last.get(FINISHED):
-            self._say(f"{trial}: finished, mask AP50 {last.get('val/mask_ap50', float('nan')):.3f}")
+            self._say(
+                f"{trial}: finished, mask AP50 {last.get('val/mask_ap50', float('nan')):.3f}; {self._progress(trials, trial, ended=True)}"
+            )
         else:
-            self._say(f"{trial}: stopped early at epoch {int(last.get('epoch', 0))}, others of its age are ahead")
+            progress = self._progress(trials, trial, ended=True)
+            self._say(f"{trial}: stopped early at epoch {int(last.get('epoch', 0))}, others of its age are ahead; {progress}")
             self._end(last, "FINISHED", {"stratum.stopped_by": "asha"})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed; the sweep goes on."""
-        self._say(f"{trial}: failed: {last_line(trial.get_error())}")
+        self._say(f"{trial}: failed: {last_line(trial.get_error())}; {self._progress(trials, trial, ended=True)}")
         self._end(trial.last_result or {}, "FAILED", {})
+
+    def _progress(self, trials: list[Any], trial: Any, *, ended: bool = False) -> str:
+        """How many trials are done, this one too where it ``ended``, and the time left, as far as epochs tell."""
+        done = sum(other.status in ENDED for other in trials if other is not trial) + ended
+        worth = sum(self._share(other) for other in trials if other is not trial) + (1.0 if ended else self._share(trial))
+        text = f"{done} of {self._total} trials done"
+        since, before = self._began or (time.monotonic(), worth)
+        if worth <= before or done >= self._total:
+            return text
+        left = (time.monotonic() - since) * (self._total - worth) / (worth - before)
+        return f"{text}, {duration(left)} left"
+
+    def _share(self, trial: Any) -> float:
+        """How much of a trial is behind it, 0 to 1."""
+        return 1.0 if trial.status in ENDED else min(1.0, float((trial.last_result or {}).get("epoch", 0)) / self._epochs)
 
     def _end(self, last: Mapping[str, Any], status: str, tags: Mapping[str, str]) -> None:
         run_id = last.get(RUN_ID)
@@ -100,7 +125,7 @@ class Watch(Callback):
             self._say(f"run {run_id} could not be ended yet: {last_line(error)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_say": print}
+        return {**self.__dict__, "_say": print, "_began": None}
 
 
 def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool = False, say: Say = print) -> tuple[list[TrialRow], bool]:
@@ -112,6 +137,8 @@ def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool =
     def trial(config: dict[str, Any]) -> None:
         run_trial(config, sweep, parent_id, tracking)
 
+    # Utility and AP50 are known of evaluated epochs alone; Tune would end the sweep at the first epoch without them.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables: what is worth saying, Watch says
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuner = _tuner(tune.with_resources(trial, {"memory": NO_CPU}), sweep, tracking, resume, say)
@@ -138,7 +165,8 @@ def last_line(error: object) -> str:
 
 def _tuner(trainable: Any, sweep: SweepSpec, tracking: str, resume: bool, say: Say) -> Tuner:
     filesystem, path = storage.ray_filesystem(sweep.folder)
-    watch = Watch(tracking, say)
+    grid = sweep.grid()
+    watch = Watch(tracking, say, len(grid.variants) if grid else sweep.trials, sweep.base.train.epochs)
     if resume and Tuner.can_restore(f"{path}/tune", storage_filesystem=filesystem):
         tuner = Tuner.restore(
             f"{path}/tune", trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem

@@ -8,7 +8,9 @@ import math
 import os
 import statistics
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,13 @@ from stratum.training.spec import RunSpec, to_dict
 from stratum.tuning.space import Variant
 from stratum.tuning.spec import SweepSpec
 from stratum_models.catalog import resolve_config
+from stratum_models.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 # What trials report to Tune beside the metrics of training.
 UTILITY, FINISHED, TIME, RUN_ID, PACKAGE = "sweep/utility", "sweep/finished", "sweep/time", "sweep/run_id", "sweep/package"
+PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0)  # seconds between tries to open a trial's run while the tracking store is away
 
 
 class Report(TuneReportCallback):
@@ -64,12 +68,12 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
     spec = sweep.run_spec(variant, config)
     known = static_costs(variant, sweep)
     tags = {"stratum.sweep": sweep.name, "stratum.variant": variant.name, "stratum.paper_rows": ",".join(variant.rows)}
-    with open_run(spec.experiment, f"{sweep.name}/{variant.name}", parameters(spec), tags, parent_id, resume_id=_earlier_run(spec)) as run:
+    with patient_run(spec, f"{sweep.name}/{variant.name}", tags, parent_id) as run:
         claim(spec, run.run_id)
         run.log_metrics(known)
         fixed = {**known, RUN_ID: run.run_id}
         result = run_distributed(spec, callbacks=[Report(fixed, sweep)], run_id=run.run_id)
-        final = {**result.metrics, **known, **_step_time(result, spec)}
+        final = {**_beside_others(result, spec), **known}
         run.log_metrics({**final, UTILITY: sweep.tradeoff.utility(final)}, step=result.epochs)
         log_figures(run, result, spec)
         ray.tune.report(
@@ -83,6 +87,26 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
                 PACKAGE: result.package,
             }
         )
+
+
+@contextmanager
+def patient_run(spec: RunSpec, name: str, tags: Mapping[str, str], parent_id: str) -> Iterator[Run]:
+    """The trial's MLflow run. Where the store is away it is tried again for some minutes: the sweep was started, and goes on.
+
+    Raises UserError where the store stays away.
+    """
+    earlier = _earlier_run(spec)
+    with ExitStack() as stack:
+        for pause in (*PAUSES, None):
+            try:
+                run = stack.enter_context(open_run(spec.experiment, name, parameters(spec), tags, parent_id, resume_id=earlier))
+                break
+            except UserError as error:
+                if pause is None:
+                    raise
+                logger.warning("%s: tried again in %g s: %s", name, pause, error)
+                time.sleep(pause)
+        yield run
 
 
 def log_figures(run: Run, result: TrainResult, spec: RunSpec) -> None:
@@ -104,7 +128,8 @@ def parameters(spec: RunSpec) -> dict[str, Any]:
 
 def static_costs(variant: Variant, sweep: SweepSpec) -> dict[str, float]:
     """``cost/params``, ``cost/macs`` and ``cost/size_mb`` of a variant at the sweep's size, whatever size it predicts at."""
-    return cost.preset_cost(variant.preset, sweep.cost_size, overrides=without_resizing(variant.overrides))
+    classes = len(load_data(sweep.base.data).classes)
+    return cost.preset_cost(variant.preset, sweep.cost_size, num_classes=classes, overrides=without_resizing(variant.overrides))
 
 
 def without_resizing(overrides: Mapping[str, object]) -> dict[str, object]:
@@ -112,10 +137,16 @@ def without_resizing(overrides: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in overrides.items() if name not in RESIZING}
 
 
-def _step_time(result: TrainResult, spec: RunSpec) -> dict[str, float]:
-    """The time of an iteration in ms, the median over the epochs: the paper's training time."""
+def _beside_others(result: TrainResult, spec: RunSpec) -> dict[str, float]:
+    """The metrics with the time of an iteration, the median over the epochs, and the memory of training under ``train/...``.
+
+    Other trials ran beside this one and share its machine: ``cost/train_step_ms`` and ``cost/train_memory_mb`` are measured alone, later.
+    """
+    metrics = dict(result.metrics)
+    if "cost/train_memory_mb" in metrics:
+        metrics["train/memory_mb"] = metrics.pop("cost/train_memory_mb")
     rates = [row["train/images_per_s"] for row in result.history if row.get("train/images_per_s", 0) > 0]
-    return {"cost/train_step_ms": 1000 * spec.train.batch_size / statistics.median(rates)} if rates else {}
+    return metrics | ({"train/step_ms": 1000 * spec.train.batch_size / statistics.median(rates)} if rates else {})
 
 
 def _earlier_run(spec: RunSpec) -> str | None:
