@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from stratum.tracking import RunLogger, client_for, close_stale_runs, flatten, open_run, tracking_uri, ui_command
+from stratum.tracking import RunLogger, check_reachable, client_for, close_stale_runs, flatten, open_run, tracking_uri, ui_command
 from stratum.tracking.delivery import Outbox, deliver_leftovers, metric_item, spool_folder
 from stratum.tracking.stale import HOST, PID, STARTED, is_abandoned, owner_tags
+from stratum.tracking.store import one_line_errors, shown
 from stratum_models.errors import UserError
 
 START_SECONDS = 150  # importing MLflow twice takes a while on a busy machine
@@ -55,6 +58,47 @@ def test_a_relative_sqlite_file_is_made_absolute(monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/mlflow.db?timeout=20")
     assert tracking_uri() == f"sqlite:///{tmp_path}/runs/mlflow.db?timeout=20"
+
+
+def test_the_command_for_the_ui_works_as_printed(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/with space/mlflow.db?timeout=20&x=1"
+    words = shlex.split(ui_command(uri))
+    assert words[-1] == uri
+    elsewhere = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    subprocess.run([*words[:4], "--help"], env=elsewhere, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    assert ui_command("http://127.0.0.1:5000") == "open http://127.0.0.1:5000"
+
+
+def test_passwords_are_never_shown() -> None:
+    for uri in ("https://me:s3cr@t@example.org:5000/x", "postgresql+psycopg://me:s3cr@t@db/x", "mysql://db/x?user=me&password=s3cr@t"):
+        for text in (ui_command(uri), shown(f"{uri}: refused")):
+            assert "s3cr" not in text
+            assert "***" in text
+    assert shown("http://127.0.0.1:5000/a@b") == "http://127.0.0.1:5000/a@b"
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("mysql://me:secret@127.0.0.1:{port}/x", "pip install mysqlclient"),
+        ("postgresql+asyncpg://me:secret@127.0.0.1:{port}/x", "pip install asyncpg"),
+        ("postgresql+nonsense://me:secret@127.0.0.1:{port}/x", "postgresql.nonsense"),
+    ],
+)
+def test_a_database_without_its_driver_is_refused(uri: str, says: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, pytest.raises(UserError) as caught:
+        check_reachable(uri.format(port=listening.getsockname()[1]))
+    message = str(caught.value)
+    assert says in message
+    assert "secret" not in message
+    assert "\n" not in message
+
+
+def test_errors_of_the_database_are_one_line() -> None:
+    with pytest.raises(UserError, match="tracking store postgresql://me") as caught, one_line_errors("postgresql://me:secret@db/x"):
+        raise OperationalError("SELECT 1", None, Exception("no route to postgresql://me:secret@db/x\nafter 3 tries"))
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_nested_parameters_become_flat() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from stratum import storage
-from stratum.tracking.store import check_reachable, client_for, one_line, one_line_errors, tracking_uri
+from stratum.tracking.store import check_reachable, client_for, one_line, one_line_errors, shown, tracking_uri
 from stratum_models.errors import UserError
 from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, Manifest, load_manifest
 
@@ -137,8 +137,8 @@ def _artifacts_of(run_id: str, store: str, uri: str) -> str:
         return str(client_for(store).get_run(run_id).info.artifact_uri)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UserError(f"{uri}: there is no such run in {store}: check the id and MLFLOW_TRACKING_URI") from error
-        raise UserError(f"{uri}: {store} does not answer: {one_line(error)}") from error
+            raise UserError(f"{uri}: there is no such run in {shown(store)}: check the id and MLFLOW_TRACKING_URI") from error
+        raise UserError(f"{uri}: {shown(store)} does not answer: {one_line(error)}") from error
 
 
 def _fetch_version(uri: str) -> Path:
@@ -204,7 +204,9 @@ def _download(source: str, store: str, uri: str) -> Path:
         try:
             local = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=store)
         except (MlflowException, OSError) as error:
-            raise UserError(f"{uri}: cannot be downloaded from {store} ({one_line(error)}): check what the run has stored") from error
+            raise UserError(
+                f"{uri}: cannot be downloaded from {shown(store)} ({one_line(error)}): check what the run has stored"
+            ) from error
         package = _package_in(Path(local), uri)
         folder = cache / verified(package).weights_sha256
         manifest = (package / MANIFEST_FILE).read_bytes()

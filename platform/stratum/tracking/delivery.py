@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from stratum.tracking.sending import Item, deliver, is_slow
-from stratum.tracking.store import client_for, data_folder, one_line
+from stratum.tracking.store import client_for, data_folder, one_line, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,7 +99,7 @@ class Outbox:
                 self._file.close()
                 self._file = None
         if not delivered:
-            logger.warning("run %s: %s did not answer; what is missing is delivered at the next start", self.run_id, self.uri)
+            logger.warning("run %s: %s did not answer; what is missing is delivered at the next start", self.run_id, shown(self.uri))
         return delivered
 
     def _work(self) -> None:
@@ -112,7 +112,10 @@ class Outbox:
             except Exception as error:
                 if pause == FIRST_PAUSE:
                     logger.warning(
-                        "run %s: %s does not answer (%s); logging goes on and is delivered later", self.run_id, self.uri, one_line(error)
+                        "run %s: %s does not answer (%s); logging goes on and is delivered later",
+                        self.run_id,
+                        shown(self.uri),
+                        one_line(error),
                     )
                 if not self._wait(pause):
                     return
@@ -164,7 +167,7 @@ def deliver_leftovers(uri: str, timeout: float) -> int:
                 client = client or client_for(uri)
                 _deliver_file(client, file, items)
             except Exception as error:
-                logger.warning("%s: %s is not delivered yet: %s", uri, path.name, one_line(error))
+                logger.warning("%s: %s is not delivered yet: %s", shown(uri), path.name, one_line(error))
                 continue
             _discard(path)
             settled += 1

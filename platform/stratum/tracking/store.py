@@ -9,7 +9,9 @@ import functools
 import logging
 import os
 import re
+import shlex
 import socket
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 PROBE_SECONDS = 3.0
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module -> what pip calls it
 # MLflow's own defaults wait minutes for a server that is away; here the spool does the waiting.
 CLIENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -75,10 +78,11 @@ def check_reachable(uri: str) -> None:
     elif scheme in ("http", "https"):
         _probe_server(uri)
     elif scheme in ("postgresql", "mysql", "mssql") or "+" in scheme:
+        _check_driver(uri)
         _probe_port(uri)
     elif not scheme.startswith("databricks"):
         raise UserError(
-            f"tracking store {uri}: not a store that MLflow can write to: set MLFLOW_TRACKING_URI to http://..., or sqlite:///..."
+            f"tracking store {shown(uri)}: not a store that MLflow can write to: set MLFLOW_TRACKING_URI to http://..., or sqlite:///..."
         )
 
 
@@ -95,31 +99,43 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise UserError(f"experiment {name!r} was deleted in {uri}: restore it in the MLflow UI, or use another --experiment")
+        raise UserError(f"experiment {name!r} was deleted in {shown(uri)}: restore it in the MLflow UI, or use another --experiment")
     return str(found.experiment_id)
 
 
 def ui_command(uri: str) -> str:
-    """What shows the runs: the address of the server, or the command that starts one on the store."""
-    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    """What shows the runs: the address of the server, or the command, for a shell, that starts one on the store.
+
+    A password is masked, since the line is printed: it is for the reader to put in again.
+    """
+    if uri.startswith("http"):
+        return f"open {shown(uri)}"
+    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", shown(uri)])
+
+
+def shown(text: str) -> str:
+    """A URI, or a message with URIs in it, fit to print: passwords masked."""
+    text = re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd|pwd|token)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 @contextmanager
 def one_line_errors(uri: str) -> Iterator[None]:
-    """MLflow's exceptions as UserError that names the store."""
+    """MLflow's and SQLAlchemy's exceptions as UserError that names the store."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except UserError:
         raise
-    except (MlflowException, OSError) as error:
-        raise UserError(f"tracking store {uri}: {one_line(error)}: check MLFLOW_TRACKING_URI and its server") from error
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise UserError(f"tracking store {shown(uri)}: {one_line(error)}: check MLFLOW_TRACKING_URI and its server") from error
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception, short and on one line."""
-    return " ".join(str(error).split())[:240] or type(error).__name__
+    """The message of an exception, short, on one line and without passwords."""
+    return shown(" ".join(str(error).split()))[:240] or type(error).__name__
 
 
 def _artifact_location(uri: str, name: str) -> str | None:
@@ -141,11 +157,13 @@ def _prepare_sqlite(uri: str, path: Path) -> None:
             with one_line_errors(uri):
                 client_for(uri).search_experiments(max_results=1)
     except OSError as error:
-        raise UserError(f"tracking store {uri}: cannot be written ({error.strerror}): set MLFLOW_TRACKING_URI to another place") from error
+        raise UserError(
+            f"tracking store {shown(uri)}: cannot be written ({error.strerror}): set MLFLOW_TRACKING_URI to another place"
+        ) from error
     except UserError:
         raise
     except Exception as error:  # SQLAlchemy's and alembic's
-        raise UserError(f"tracking store {uri}: not a usable MLflow database ({one_line(error)}): move the file away") from error
+        raise UserError(f"tracking store {shown(uri)}: not a usable MLflow database ({one_line(error)}): move the file away") from error
 
 
 def _probe_server(uri: str) -> None:
@@ -166,24 +184,44 @@ def _probe_server(uri: str) -> None:
         )
     except (MlflowException, OSError) as error:
         reason = one_line(error.__cause__ or error)
-        raise UserError(f"tracking server {uri} cannot be reached ({reason}): start it, or correct MLFLOW_TRACKING_URI") from error
+        raise UserError(f"tracking server {shown(uri)} cannot be reached ({reason}): start it, or correct MLFLOW_TRACKING_URI") from error
     if answer.status_code in (401, 403):
         raise UserError(
-            f"tracking server {uri} refuses us (HTTP {answer.status_code}): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-            "or MLFLOW_TRACKING_TOKEN; a server behind a name needs it in --allowed-hosts"
+            f"tracking server {shown(uri)} refuses us (HTTP {answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; a server behind a name needs it in --allowed-hosts"
         )
     if answer.status_code != 200:
-        raise UserError(f"tracking server {uri} answers HTTP {answer.status_code}: is this an MLflow server? Check MLFLOW_TRACKING_URI")
+        raise UserError(
+            f"tracking server {shown(uri)} answers HTTP {answer.status_code}: is this an MLflow server? Check MLFLOW_TRACKING_URI"
+        )
+
+
+def _check_driver(uri: str) -> None:
+    """Raise UserError where the Python package is missing with which SQLAlchemy speaks to such a database."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        module = error.name or one_line(error)
+        raise UserError(
+            f"tracking store {shown(uri)}: its driver, the Python module {module}, is not installed: `pip install "
+            f"{DRIVERS.get(module, module)}` here and on every node, or set MLFLOW_TRACKING_URI to an MLflow server's http://..."
+        ) from error
+    except (SQLAlchemyError, ValueError) as error:
+        raise UserError(
+            f"tracking store {shown(uri)}: no database that SQLAlchemy knows ({one_line(error)}): correct MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def _probe_port(uri: str) -> None:
     parts = urllib.parse.urlsplit(uri)
     default = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(parts.scheme.split("+")[0])
     address = (parts.hostname or "localhost", parts.port or default)
-    shown = f"{parts.scheme}://{address[0]}:{address[1]}{parts.path}"  # without the password
     try:
         socket.create_connection(address, timeout=PROBE_SECONDS).close()
     except OSError as error:
         raise UserError(
-            f"tracking store {shown} cannot be reached ({one_line(error)}): start it, or correct MLFLOW_TRACKING_URI"
+            f"tracking store {shown(uri)} cannot be reached ({one_line(error)}): start it, or correct MLFLOW_TRACKING_URI"
         ) from error
