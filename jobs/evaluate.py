@@ -20,8 +20,12 @@ from stratum.data.source import Dataset, DataSpec, load_data
 from stratum.inference.assess import Assessment, assess, write_figures
 from stratum.measurements import check_scale
 from stratum.registry import fetch_package
+from stratum.report.tables import index_table
 from stratum.tracking import open_run
+from stratum.training.run import report_problems
+from stratum_models.catalog import preset
 from stratum_models.errors import UserError
+from stratum_models.losnet.paper import MODELS
 from stratum_models.package import LoadedModel, Manifest, load_package
 
 SPLITS = ("val", "train", "all")
@@ -74,11 +78,10 @@ def main(args: Args) -> None:
     With --storage, also written: metrics.json, precision_recall.png, sizes.png, overlays.png (found beside labelled).
     """
     loaded = load_package(fetch_package(args.package))
-    classes = args.classes or ",".join(loaded.manifest.classes)
-    spec = DataSpec(
-        uri=args.data, classes=classes, val_fraction=args.val_fraction, split_seed=args.split_seed, skip_broken=args.skip_broken
-    )
-    images = _chosen(load_data(spec), loaded.manifest, args)
+    data = _read(loaded.manifest, args)
+    images = _chosen(data, loaded.manifest, args)
+    report_problems(data, _say)
+    _warn_of_training_images(data, loaded.manifest, args)
     with open_run(args.experiment, "evaluate", vars(args)) if args.experiment else nullcontext() as run:
         found = assess(
             loaded,
@@ -87,9 +90,12 @@ def main(args: Args) -> None:
             batch_size=args.batch_size,
             mm_per_px=args.mm_per_px,
             pictures=args.pictures,
-            say=lambda line: print(line, flush=True),
+            say=_say,
         )
         Console(width=100).print(_table(found, args, loaded))
+        paper = MODELS.get(preset(loaded.manifest.preset).paper or "")
+        row = {"name": loaded.manifest.preset, "metrics": {**loaded.manifest.cost, **found.metrics}, "paper": paper}
+        print("\n" + index_table([row]), flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             if args.storage or run is not None:
@@ -102,6 +108,41 @@ def main(args: Args) -> None:
                 run.log_metrics(found.metrics)
                 for path in sorted(folder.iterdir()):
                     run.log_artifact(path, "evaluation")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _read(manifest: Manifest, args: Args) -> Dataset:
+    """The data with the classes of the flags, or else of the package."""
+    spec = DataSpec(
+        uri=args.data,
+        classes=args.classes or ",".join(manifest.classes),
+        val_fraction=args.val_fraction,
+        split_seed=args.split_seed,
+        skip_broken=args.skip_broken,
+    )
+    try:
+        return load_data(spec)
+    except UserError as error:
+        if args.classes or not str(error).startswith("--classes names"):
+            raise
+        raise UserError(
+            f"{error}. These are the package's classes: if it was trained with --classes, such as roca+glomero=ore, give the same here"
+        ) from error
+
+
+def _warn_of_training_images(data: Dataset, manifest: Manifest, args: Args) -> None:
+    """Says where figures may be of images that the package was trained on: they look better than they are."""
+    if data.fingerprint == manifest.data_fingerprint:
+        if args.split != "val":
+            _say("warning: the package was trained on images of this split: only --split val is a fair test")
+    elif manifest.data_fingerprint:
+        _say(
+            "warning: these are not exactly the data and the split of the package's training; if it saw the same images, "
+            "repeat its --classes, --val-fraction and --split-seed, or training images are among those measured"
+        )
 
 
 def _chosen(data: Dataset, manifest: Manifest, args: Args) -> SampleSet:

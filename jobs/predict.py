@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from stratum import storage
 from stratum.cli import run_job
-from stratum.inference.batch import BatchSpec, Found, list_work, predict_all
+from stratum.inference.batch import BatchSpec, Found, check_cluster, list_work, predict_all
 from stratum.inference.outputs import coco_document
 from stratum.measurements import fit_rosin_rammler, histogram, particles_csv, size_distribution
 from stratum.registry import fetch_package
@@ -70,8 +70,10 @@ def main(args: Args) -> int:
         gpu=args.gpu,
     )
     works = list_work(spec)
-    with open_run(args.experiment, "predict", vars(args)) if args.experiment else nullcontext() as run:
+    with ExitStack() as stack:
         with ray_cluster():
+            check_cluster(spec)  # before the run is opened: bad input leaves none
+            run = stack.enter_context(open_run(args.experiment, "predict", vars(args))) if args.experiment else None
             found = predict_all(package, spec, works, say=lambda line: print(line, flush=True))
         record = _summary(found, manifest, spec)
         with tempfile.TemporaryDirectory() as scratch:

@@ -77,6 +77,26 @@ def test_figures_are_printed_written_and_logged(job: ModuleType, package: Path, 
     assert len(client.list_artifacts(run.info.run_id, "evaluation")) == 4
 
 
+def test_images_that_the_package_was_trained_on_are_pointed_out(
+    job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = make_package(tmp_path / "package", data_fingerprint=load_data(DataSpec(uri=DATA)).fingerprint)
+    for flags, says in [(["--split", "all"], "was trained on images of this split"), ([], "")]:
+        assert end(job, "--package", str(package), "--data", DATA, *flags) == 0
+        said = capsys.readouterr().out
+        assert says in said
+        assert ("warning" in said) == bool(says)
+        assert "infer MB" in said
+    assert end(job, "--package", str(package), "--data", DATA.replace("96", "64")) == 0
+    assert "not exactly the data and the split" in capsys.readouterr().out
+
+
+def test_merged_classes_must_be_named_again(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = make_package(tmp_path / "package", classes=("rock",))
+    assert end(job, "--package", str(package), "--data", DATA) == 2
+    assert "if it was trained with --classes, such as roca+glomero=ore, give the same here" in capsys.readouterr().err
+
+
 def test_the_figures_are_those_of_the_predictions(package: Path) -> None:
     data = load_data(DataSpec(uri=DATA))
     loaded = load_package(package)

@@ -142,3 +142,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused(
+    job: ModuleType, package: Path, images: Path, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end(job, "--package", str(package), "--data", str(images), "--storage", str(tmp_path / "out"), "--gpu") == 2
+    assert "error: --gpu: this machine has no usable GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

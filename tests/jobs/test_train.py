@@ -6,14 +6,20 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from stratum.cli import run_job
-from stratum_models.package import load_package
+from stratum.training.run import check
+from stratum_models.catalog import build_model
+from stratum_models.package import Manifest, load_package, save_package
 
 SCRIPT = Path(__file__).parents[2] / "jobs" / "train.py"
 TINY = ["--data", "synthetic://ore?images=10&size=64&seed=0", "--model", "losnet_debug", "--size", "64", "--augment", "none"]
 TINY += ["--batch", "4", "--epochs", "2", "--evaluate-every", "1", "--workers", "0", "--cost-size", "64x64"]
+
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +46,12 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     assert run(job, *TINY, "--storage", str(tmp_path), "--name", "first", "--set", "head_convs=2", "--register", "ore") == 0
     printed = capsys.readouterr().out
     assert "epoch 2/2" in printed
+    assert "train ms/iter" in printed
     loaded = load_package(tmp_path / "first" / "package")
     assert loaded.manifest.classes == ("ore",)
     assert loaded.manifest.overrides == {"head_convs": 2, "input_short": 64}
     wanted = {"cost/params", "cost/macs", "cost/latency_ms", "cost/infer_memory_mb", "cost/train_s", "cost/train_memory_mb", "cost/size_mb"}
+    wanted |= {"cost/train_step_ms"}
     assert wanted <= loaded.manifest.cost.keys()
 
     client = MlflowClient(tracking_uri=mlflow_sqlite)
@@ -57,10 +65,13 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     }
     assert len(client.search_model_versions("name='ore'")) == 1
 
-    # The same name is refused, and --resume finds nothing left to train.
+    size_mb = sum(path.stat().st_size for path in (tmp_path / "first" / "package").iterdir()) / 2**20
+    assert loaded.manifest.cost["cost/size_mb"] == pytest.approx(size_mb, rel=0.01)
+
+    # The same name is refused, and --resume, without any other flag, finds nothing left to train.
     assert run(job, *TINY, "--storage", str(tmp_path), "--name", "first") == 2
     assert "go on with --resume first" in capsys.readouterr().err
-    assert run(job, "--storage", str(tmp_path), "--resume", "first", "--cost-size", "64x64", "--workers", "0") == 0
+    assert run(job, "--storage", str(tmp_path), "--resume", "first") == 0
     assert [m.step for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1, 2]
 
 
@@ -74,6 +85,11 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
         (["--batch", "64"], "batch size 64 is larger than the 8 training images"),
         (["--learning-rate", "0"], "learning_rate is 0.0: it must be above 0"),
         (["--augment", "wild"], "augmentation 'wild' is not known"),
+        (["--crop", "4"], "a side of 4 pixels is too small"),
+        (["--seed", "-1"], "seed is -1: it must be 0 or more"),
+        (["--split-seed", "-1"], "the split seed is -1"),
+        (["--workers", "-3"], "--workers -3: give the number"),
+        pytest.param(["--gpu"], "--gpu: this machine has no usable GPU", marks=NO_GPU),
         (["--init", "/nowhere/package"], "/nowhere/package"),
         (["--backbone-weights", "/nowhere/weights.safetensors"], "/nowhere/weights.safetensors"),
         (["--resume", "nobody"], "nobody: no run to go on with"),
@@ -98,3 +114,33 @@ def test_a_tracking_server_that_is_away_ends_the_job_before_it_begins(
     assert run(job, *TINY, "--storage", str(tmp_path / "runs")) == 2
     assert "http://127.0.0.1:9" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_more_workers_than_there_are_cpus_claim_no_name(
+    job: ModuleType, tmp_path: Path, ray_local: None, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(job, *TINY, "--storage", str(tmp_path / "runs"), "--workers", "4", "--cpus-per-worker", "9") == 2
+    assert "4 workers with 9 CPU each need more than the 2 CPU there are" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_fine_tuning_takes_the_packages_own_model(job: ModuleType, tmp_path: Path) -> None:
+    own = {"head_convs": 2, "input_short": 96}
+    manifest = Manifest(preset="losnet_debug", overrides=own, classes=("ore", "slag"), num_classes=2, task="instance")
+    save_package(tmp_path / "package", build_model("losnet_debug", num_classes=2, overrides=own), manifest)
+    flags = {"data": "synthetic://ore?images=10&size=64&seed=0", "init": str(tmp_path / "package"), "size": 64, "storage": str(tmp_path)}
+    spec = job.run_spec(job.Args(**flags))
+    assert (spec.model.preset, spec.model.overrides) == ("losnet_debug", {"head_convs": 2, "input_short": 64})
+    lines: list[str] = []
+    check(spec, lines.append)
+    assert f"tensors taken from {tmp_path / 'package'}; new: " in lines[0]
+    assert "head_convs" not in job.run_spec(job.Args(**flags, model="losnet_debug")).model.overrides
+
+
+def test_crops_of_larger_images(job: ModuleType) -> None:
+    spec = job.run_spec(job.Args(size=384, crop=256, mosaic=0.2, scale=(0.8, 1.25), channels_last=True))
+    assert (spec.augment.short_sides, spec.augment.crop, spec.augment.mosaic, spec.augment.scale_range) == ((384,), 256, 0.2, (0.8, 1.25))
+    assert spec.model.overrides["input_short"] == 384
+    assert spec.train.channels_last
+    whole = job.run_spec(job.Args(size=384, crop=256, augment="none"))
+    assert (whole.augment.short_sides, whole.augment.crop) == ((384,), 256)

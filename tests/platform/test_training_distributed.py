@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import ray.cloudpickle
@@ -19,7 +20,7 @@ from stratum.data.source import DataSpec
 from stratum.data.transforms import NONE
 from stratum.tracking import RunLogger, open_run
 from stratum.training.context import Context, LocalContext
-from stratum.training.distributed import RayContext, on_workers, run_distributed, work
+from stratum.training.distributed import RayContext, check_cluster, on_workers, run_distributed, work
 from stratum.training.engine import TrainResult, train
 from stratum.training.errors import NonFiniteLossError
 from stratum.training.evaluation import Batch
@@ -160,6 +161,33 @@ def test_a_loss_that_is_not_finite_on_one_worker_stops_both_at_once(spec: RunSpe
     two = replace(spec, num_workers=2, cpus_per_worker=0.5)
     with pytest.raises(NonFiniteLossError, match=r"step 2 on rank 1 \(loss_pixel nan\)"):
         on_workers(partial(train_pixelwise, TRAIN, True), two)
+
+
+def mistaken(folder: Path, context: RayContext) -> None:
+    (folder / f"attempt-{context.rank}-{uuid4().hex}").touch()
+    if context.rank == context.world_size - 1:
+        raise UserError("the label of image 7 is torn")
+    context.gather(0)  # waits for the rank that never comes
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_users_error_is_not_tried_again(spec: RunSpec, tmp_path: Path, workers: int) -> None:
+    attempts = tmp_path / "attempts"
+    attempts.mkdir()
+    with pytest.raises(UserError, match="the label of image 7 is torn"):
+        on_workers(partial(mistaken, attempts), replace(spec, num_workers=workers, cpus_per_worker=0.5))
+    assert len(list(attempts.iterdir())) == workers
+
+
+def test_a_local_ray_is_known_by_its_mark(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    many = replace(spec, num_workers=100)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")  # workers of a local Ray have one too
+    monkeypatch.delenv("STRATUM_LOCAL_RAY", raising=False)
+    check_cluster(many)
+    assert "waiting for the cluster to grow" in caplog.text
+    monkeypatch.setenv("STRATUM_LOCAL_RAY", "1")
+    with pytest.raises(UserError, match="100 workers"):
+        check_cluster(many)
 
 
 def test_workers_that_this_machine_cannot_carry_are_refused(spec: RunSpec) -> None:

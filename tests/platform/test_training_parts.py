@@ -112,6 +112,7 @@ def test_sgd_and_adamw_take_their_options() -> None:
     [
         ({"epochs": 0}, "epochs is 0: it must be above 0"),
         ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"seed": -1}, "seed is -1"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"milestones": (0.5, 60)}, "milestones is .* shares of the run"),
         ({"optimizer": "adamw", "nesterov": True}, "nesterov is True"),

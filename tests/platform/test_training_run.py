@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stratum.data.source import DataSpec
+from stratum.data.records import Problem
+from stratum.data.source import DataSpec, load_data
 from stratum.data.transforms import NONE, AugmentSpec
-from stratum.training.run import check, claim, claimed, resolved, run_folder, run_local
+from stratum.inference.assess import assess
+from stratum.training.run import check, claim, claimed, claimed_options, report_problems, resolved, run_folder, run_local
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction
@@ -54,6 +56,29 @@ def test_the_package_gives_the_metrics_that_it_states(spec: RunSpec) -> None:
     found = loaded.predict([torch.rand(3, 50, 70)])[0]
     assert isinstance(found, InstancePrediction)
     assert found.masks.shape[1:] == (50, 70)
+
+
+def test_half_precision_is_what_is_evaluated(spec: RunSpec) -> None:
+    result = run_local(replace(spec, half_package=True, augment=NONE, train=replace(TRAIN, epochs=1)))
+    loaded = load_package(Path(str(result.package)))
+    weights = [value for value in loaded.model.state_dict().values() if value.is_floating_point()]
+    assert all(torch.equal(value, value.half().float()) for value in weights)
+    found = assess(loaded, load_data(spec.data).val).metrics
+    assert found["val/mask_ap50"] == pytest.approx(result.metrics["val/mask_ap50"], abs=0.02)  # folded for speed: a pixel may differ
+    assert result.metrics["cost/train_step_ms"] > 0
+
+
+def test_what_is_left_out_is_named(spec: RunSpec) -> None:
+    kinds = [("error", "missing file", "a.png"), ("warning", "clipped", "b.png"), ("warning", "clipped", "c.png")]
+    problems = [Problem(severity=severity, kind=kind, uri=uri, detail="why") for severity, kind, uri in kinds]  # type: ignore[arg-type]
+    lines: list[str] = []
+    report_problems(replace(load_data(spec.data), problems=problems), lines.append)
+    assert lines == ["left out: missing file: a.png: why", "warnings on the data: clipped (2)"]
+
+
+def test_a_jobs_options_are_kept_beside_the_spec(spec: RunSpec) -> None:
+    claim(spec, "id", {"workers": 0})
+    assert claimed_options(run_folder(spec)) == {"workers": 0}
 
 
 def test_fine_tuning_takes_other_classes(spec: RunSpec) -> None:

@@ -34,6 +34,8 @@ class DataSpec:
             raise UserError("no data were named; give a folder, a COCO JSON or synthetic://ore with --data")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"the validation fraction is {self.val_fraction}, it must be between 0 and 1")
+        if self.split_seed < 0:
+            raise UserError(f"the split seed is {self.split_seed}, it must be 0 or more")
         parse_classes(self.classes)
 
 

@@ -23,6 +23,7 @@ from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
 from stratum.inference.outputs import annotations_of, id_mask, instances_of, output_names, overlay_jpeg, png16, to_float, visible
 from stratum.measurements import Particle, check_scale, measure_instances
 from stratum.training.progress import Say, duration, say_nothing
+from stratum.training.resources import ray_is_local
 from stratum.tuning.cluster import forwarded_environment
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, Prediction
@@ -146,6 +147,14 @@ def list_work(spec: BatchSpec) -> list[Work]:
         raise UserError(f"{data}: no images there: name a folder with files that end in {', '.join(IMAGE_SUFFIXES)}")
     names = output_names([storage.relative(uri, data) for uri in uris])
     return [Work(index=index, uri=uri, name=names[storage.relative(uri, data)]) for index, uri in enumerate(uris)]
+
+
+def check_cluster(spec: BatchSpec) -> None:
+    """Refuses actors that a Ray of this machine's own can never start; a cluster may grow. Raises UserError."""
+    import ray
+
+    if spec.gpu and ray_is_local() and not ray.cluster_resources().get("GPU"):  # type: ignore[no-untyped-call]
+        raise UserError("--gpu: this machine has no usable GPU: leave the flag out, or set RAY_ADDRESS to a cluster that has one")
 
 
 def predict_all(package: Path, spec: BatchSpec, works: Sequence[Work], say: Say = say_nothing) -> list[Found]:

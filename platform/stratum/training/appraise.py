@@ -27,7 +27,8 @@ def measured_costs(result: TrainResult, spec: RunSpec, data: Dataset, size: tupl
     Latency is the median over validation images that are scaled to the size; nothing else should run meanwhile.
     """
     assert result.package is not None
-    loaded = load_package(storage.fetch_tree(result.package))
+    folder = storage.fetch_tree(result.package)
+    loaded = load_package(folder)
     overrides = {name: value for name, value in loaded.manifest.overrides.items() if name not in RESIZING}
     model = build_model(loaded.manifest.preset, num_classes=loaded.manifest.num_classes, overrides=overrides)
     model.load_state_dict(loaded.model.state_dict())
@@ -37,6 +38,7 @@ def measured_costs(result: TrainResult, spec: RunSpec, data: Dataset, size: tupl
     memory = cost.peak_memory(cost.MemoryRequest(preset=spec.model.preset, overrides=overrides, size=size, device=device))
     return {
         **cost.preset_cost(spec.model.preset, size, num_classes=loaded.manifest.num_classes, overrides=overrides),
+        "cost/size_mb": cost.package_bytes(folder) / 2**20,  # of the package as it is stored, which --half makes smaller
         "cost/latency_ms": timing.latency_ms,
         "cost/infer_memory_mb": memory.infer_mb,
     }

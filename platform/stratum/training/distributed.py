@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import ray
 import ray.exceptions
@@ -26,6 +26,7 @@ from stratum.training.engine import TrainResult
 from stratum.training.errors import NonFiniteLossError
 from stratum.training.journal import open_journal
 from stratum.training.progress import Say, say_on_stdout
+from stratum.training.resources import ray_is_local
 from stratum.training.run import execute, run_folder
 from stratum.training.spec import RunSpec
 from stratum_models.errors import UserError
@@ -106,6 +107,7 @@ def run_distributed(
 
     Raises:
         NonFiniteLossError: the loss became infinite or not a number. Not tried again.
+        UserError: something that is the user's to mend, in any worker. Not tried again, but for a storage that cannot be reached.
         ray.train.TrainingFailedError: workers failed more often than ``spec.max_failures``.
     """
     run = RunLogger(run_id, tracking_uri) if run_id else None
@@ -125,7 +127,7 @@ def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = ()) 
     check_cluster(spec)
     filesystem, path = storage.ray_filesystem(run_folder(spec))
     trainer = ray.train.torch.TorchTrainer(
-        partial(_guarded, function),  # type: ignore[arg-type]
+        partial(_guarded, function, storage.join(run_folder(spec), f"error-{uuid4().hex[:8]}.txt")),  # type: ignore[arg-type]
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.num_workers, use_gpu=spec.use_gpu, resources_per_worker=worker_resources(spec)
         ),
@@ -139,18 +141,33 @@ def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = ()) 
         ),
     )
     outcome = trainer.fit().return_value  # type: ignore[attr-defined]
-    if isinstance(outcome, NonFiniteLossError):
+    if isinstance(outcome, (NonFiniteLossError, UserError)):
         raise outcome
     value: T = outcome
     return value
 
 
-def _guarded(function: Work[T]) -> T | NonFiniteLossError:
-    """Returns the error that trying again cannot mend: Ray restarts the workers after any that is raised."""
+def _guarded(function: Work[T], note: str) -> T | NonFiniteLossError | UserError:
+    """Returns the error that trying again cannot mend: Ray restarts the workers after any that is raised.
+
+    A user's error of one worker among several is raised all the same, since the others may wait for this one; what it said is kept at the
+    URI ``note``, where the restarted workers find it.
+    """
+    context = RayContext()
+    alone = context.world_size == 1
     try:
-        return function(RayContext())
+        if not alone and storage.exists(note):
+            return UserError(storage.read_bytes(note).decode())
+        return function(context)
     except NonFiniteLossError as error:
         return error
+    except storage.StorageError:  # a server that is away may come back
+        raise
+    except UserError as error:
+        if alone:
+            return error
+        storage.write_bytes(note, str(error).encode())
+        raise
 
 
 @contextmanager
@@ -213,7 +230,7 @@ def check_cluster(spec: RunSpec) -> None:
     """Refuses a run that this cluster cannot carry: Ray would wait for machines without a word.
 
     Raises:
-        UserError: too few CPUs or GPUs in all, on a Ray of this machine's own. A cluster (``RAY_ADDRESS``) may grow.
+        UserError: too few CPUs or GPUs in all, on a Ray of this machine's own. A cluster may grow.
     """
     if not ray.is_initialized():
         raise UserError("Ray is not running in this process: call ray.init() first")
@@ -222,6 +239,6 @@ def check_cluster(spec: RunSpec) -> None:
         if each * spec.num_workers <= total.get(kind, 0):
             continue
         problem = f"{spec.num_workers} workers with {each:g} {kind} each need more than the {total.get(kind, 0):g} {kind} there are"
-        if os.environ.get("RAY_ADDRESS", "local") == "local":
+        if ray_is_local():
             raise UserError(f"{problem}: ask for fewer, or set RAY_ADDRESS to a cluster that has them")
         logger.warning("%s: waiting for the cluster to grow", problem)

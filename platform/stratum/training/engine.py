@@ -10,6 +10,7 @@ import itertools
 import math
 import random
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -120,7 +121,7 @@ def train(
         if context.rank == 0 and log:
             log(row, state.epoch)
         progress.epoch(state.epoch - 1, row)
-    return conclude(model, parts, state)
+    return conclude(model, parts, state, spec)
 
 
 def build_parts(model: SegmentationModel, spec: TrainSpec, context: Context) -> Parts:
@@ -300,7 +301,7 @@ def keep(
         context.report(row, save_checkpoint(Path(folder), parts, state, config), best=improved)
 
 
-def conclude(model: nn.Module, parts: Parts, state: State) -> TrainResult:
+def conclude(model: nn.Module, parts: Parts, state: State, spec: TrainSpec) -> TrainResult:
     """Leaves the weights that are kept in the model and sums the run up."""
     chosen = parts.best if state.best else parts.evaluated
     model.load_state_dict(chosen.state_dict())
@@ -309,10 +310,16 @@ def conclude(model: nn.Module, parts: Parts, state: State) -> TrainResult:
     return TrainResult(
         epochs=state.epoch,
         history=state.history,
-        metrics=metrics | {"cost/train_s": state.train_s, "cost/train_memory_mb": state.memory_mb},
+        metrics=metrics | {"cost/train_s": state.train_s, "cost/train_memory_mb": state.memory_mb, **step_time(state, spec)},
         best_epoch=state.best.epoch if state.best else None,
         stop_reason=state.stop_reason or "all epochs done",
     )
+
+
+def step_time(state: State, spec: TrainSpec) -> dict[str, float]:
+    """The time of an optimiser step in ms, the median over the epochs: the paper's training time."""
+    rates = [row["train/images_per_s"] for row in state.history if row.get("train/images_per_s", 0) > 0]
+    return {"cost/train_step_ms": 1000 * spec.batch_size / statistics.median(rates)} if rates else {}
 
 
 def add(sums: dict[str, float], terms: Mapping[str, float]) -> None:

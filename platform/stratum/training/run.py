@@ -1,10 +1,12 @@
 """A whole run: data and model from a spec, training, the final evaluation, the package."""
 
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,8 +27,10 @@ from stratum_models.package import MANIFEST_FILE, Manifest, load_matching, load_
 RUN_FILE = "run.json"
 
 
-def check(spec: RunSpec) -> Dataset:
+def check(spec: RunSpec, say: Say = say_nothing) -> Dataset:
     """Reads and builds everything once in the driver, so that bad input ends here, with nothing written.
+
+    ``say`` hears what a fine-tuning takes from its package.
 
     Raises:
         UserError: the model, the data, their fit, the weights to start from or the batch size cannot be used.
@@ -41,8 +45,28 @@ def check(spec: RunSpec) -> Dataset:
     if not len(data.val):
         raise UserError(f"{spec.data.uri}: no validation images: add a val part or raise the validation fraction")
     spec.train.check_batch(len(data.train), spec.num_workers)
-    make_model(spec.model, data.classes)
+    make_model(spec.model, data.classes, say)
     return data
+
+
+def check_device(spec: RunSpec) -> None:
+    """Refuses a run in this process on a GPU that is not there.
+
+    Raises:
+        UserError: the run asks for a GPU and this machine has none that PyTorch can use.
+    """
+    if spec.use_gpu and not torch.cuda.is_available():
+        raise UserError("--gpu: this machine has no usable GPU: leave the flag out")
+
+
+def report_problems(data: Dataset, say: Say) -> None:
+    """Names everything that ``skip_broken`` leaves out, one line each, and counts the warnings by their kind."""
+    for problem in data.problems:
+        if problem.severity == "error":
+            say(f"left out: {problem.kind}: {problem.uri}: {problem.detail}")
+    warnings = Counter(problem.kind for problem in data.problems if problem.severity == "warning")
+    if warnings:
+        say("warnings on the data: " + ", ".join(f"{kind} ({count})" for kind, count in warnings.most_common()))
 
 
 def load(spec: RunSpec) -> Dataset:
@@ -81,15 +105,15 @@ def check_name(spec: RunSpec) -> None:
         raise UserError(f"{run_folder(spec)}: a run of this name is there already; go on with --resume {spec.name} or choose another name")
 
 
-def claim(spec: RunSpec, run_id: str | None = None) -> None:
-    """Writes the run's ``run.json``: what is run, and its MLflow run once there is one.
+def claim(spec: RunSpec, run_id: str | None = None, options: Mapping[str, object] | None = None) -> None:
+    """Writes the run's ``run.json``: what is run, its MLflow run once there is one, and options of the job that are not in the spec.
 
     Raises:
         UserError: a run of this name is there already (where no MLflow run is given), or the storage cannot be written.
     """
     if run_id is None:
         check_name(spec)
-    storage.write_json(storage.join(run_folder(spec), RUN_FILE), {"spec": to_dict(spec), "run_id": run_id})
+    storage.write_json(storage.join(run_folder(spec), RUN_FILE), {"spec": to_dict(spec), "run_id": run_id, "options": dict(options or {})})
 
 
 def claimed(folder: str) -> tuple[RunSpec, str | None]:
@@ -98,11 +122,30 @@ def claimed(folder: str) -> tuple[RunSpec, str | None]:
     Raises:
         UserError: there is no such run.
     """
+    values = _run_file(folder)
+    return from_dict(values["spec"]), values["run_id"]
+
+
+def claimed_options(folder: str) -> dict[str, Any]:
+    """The job's options that :func:`claim` wrote beside the spec; empty for a run of an earlier version.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    return dict(_run_file(folder).get("options", {}))
+
+
+def _run_file(folder: str) -> dict[str, Any]:
     uri = storage.join(folder, RUN_FILE)
     if not storage.exists(uri):
         raise UserError(f"{folder}: no run to go on with: its {RUN_FILE} is missing; check --storage and the name")
-    values = storage.read_json(uri)
-    return from_dict(values["spec"]), values["run_id"]
+    values: dict[str, Any] = storage.read_json(uri)
+    return values
+
+
+def parameters(spec: RunSpec) -> dict[str, Any]:
+    """What MLflow shows of a run: the spec with every option of the network, so that runs can be compared whatever they override."""
+    return {**to_dict(spec), "model": {**asdict(spec.model), "overrides": asdict(resolve_config(spec.model.preset, spec.model.overrides))}}
 
 
 def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = say_nothing) -> TrainResult:
@@ -128,6 +171,8 @@ def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = 
         say=say,
         config=to_dict(spec),
     )
+    if spec.half_package:
+        round_to_half(model)  # before the evaluation, whose metrics are then of the weights that are stored
     evaluator = collect(model, images, evaluator_for(data.task, data.classes), context)
     if evaluator is not None:
         result = write_package(spec, data, model, result, evaluator)
@@ -141,15 +186,27 @@ def run_local(spec: RunSpec, log: Log | None = None, say: Say = say_nothing) -> 
     return execute(spec, LocalContext(run_folder(spec), device), log, say)
 
 
-def make_model(spec: ModelSpec, classes: tuple[str, ...]) -> SegmentationModel:
-    """The model of a spec, with the weights it starts from."""
+def make_model(spec: ModelSpec, classes: tuple[str, ...], say: Say = say_nothing) -> SegmentationModel:
+    """The model of a spec, with the weights it starts from; ``say`` hears which of them a package to fine-tune has not."""
     weights = spec.backbone_weights
     if weights and weights != "imagenet":
         weights = str(storage.fetch(weights))
     model = build_model(spec.preset, num_classes=len(classes), overrides=spec.overrides, backbone_weights=weights)
     if spec.init:
-        load_matching(model, load_package(fetch_init(spec.init)).model.state_dict())
+        unmatched = load_matching(model, load_package(fetch_init(spec.init)).model.state_dict())
+        own = model.state_dict().keys()
+        new = [name for name in unmatched if name in own]
+        listed = ", ".join(new[:6]) + (f" and {len(new) - 6} more" if len(new) > 6 else "")
+        say(f"{len(own) - len(new)} of {len(own)} tensors taken from {spec.init}; new: {listed or 'none'}")
     return model
+
+
+@torch.no_grad()
+def round_to_half(model: nn.Module) -> None:
+    """Rounds weights to what float16 can hold, those aside that it cannot, as :func:`stratum_models.package.save_package` does."""
+    for value in model.state_dict().values():
+        if value.dtype == torch.float32 and torch.isfinite(small := value.half()).all():
+            value.copy_(small)
 
 
 def fetch_init(uri: str) -> Path:

@@ -14,15 +14,16 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 _POSITIVE = ("epochs", "batch_size", "accumulate", "evaluate_every", "checkpoint_every", "learning_rate", "ema_tau")
 _DECAYS = ("weight_decay", "norm_weight_decay", "clip_norm")
-_NOT_NEGATIVE = (*_DECAYS, "warmup_epochs", "patience", "time_budget_s", "mosaic_off_last", "loader_workers")
+_NOT_NEGATIVE = (*_DECAYS, "warmup_epochs", "patience", "time_budget_s", "mosaic_off_last", "loader_workers", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """How a model is trained.
 
-    ``batch_size`` counts the images of one optimiser step over all workers and all ``accumulate`` parts, so that neither the number of
-    workers nor the accumulation changes what is learned (but for BatchNorm, which sees one part of one worker unless ``sync_bn``).
+    ``batch_size`` counts the images of one optimiser step over all workers and all ``accumulate`` parts, so that the schedule means the
+    same however a batch is split. What is learned is close but not equal: the losses divide by the positives of each part, so an instance
+    weighs more in a part that has few, and BatchNorm sees one part of one worker (all workers with ``sync_bn``).
     """
 
     epochs: int = 50
