@@ -32,7 +32,7 @@ def end(job: ModuleType, *argv: str) -> int:
     return int(ended.value.code or 0)
 
 
-def register(tmp_path: Path, name: str, quality: float, latency: float) -> None:
+def register(tmp_path: Path, name: str, quality: float, latency: float | None) -> None:
     torch.manual_seed(round(quality * 100))
     manifest = Manifest(
         preset="losnet_debug",
@@ -40,7 +40,7 @@ def register(tmp_path: Path, name: str, quality: float, latency: float) -> None:
         num_classes=1,
         task="instance",
         metrics={"val/mask_ap50": quality},
-        cost={"cost/latency_ms": latency},
+        cost={} if latency is None else {"cost/latency_ms": latency},
     )
     save_package(tmp_path / "package", build_model("losnet_debug", num_classes=1), manifest)
     with open_run("promote", "train") as run:
@@ -55,6 +55,19 @@ def test_the_best_within_the_limits_gets_the_alias(job: ModuleType, tmp_path: Pa
     assert "version 2 not taken: has cost/latency_ms 70, above 40" in said
     assert "models:/promote-job@champion is version 1, val/mask_ap50 0.6" in said
     assert int(client_for(tracking_uri()).get_model_version_by_alias("promote-job", "champion").version) == 1
+
+
+def test_versions_without_the_limited_figure_are_named(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limited = ("--model", "promote-unmeasured", "--max", "cost/latency_ms=40")
+    register(tmp_path, "promote-unmeasured", 0.9, None)
+    assert end(job, *limited) == 2
+    reason = "version 1 has no cost/latency_ms (it has val/mask_ap50)"
+    assert capsys.readouterr().err == f"error: no version of promote-unmeasured can be promoted: {reason}\n"
+    register(tmp_path, "promote-unmeasured", 0.6, 20.0)
+    assert end(job, *limited) == 0
+    said = capsys.readouterr().out
+    assert "version 1 not taken: has no cost/latency_ms (it has val/mask_ap50)" in said
+    assert "models:/promote-unmeasured@champion is version 2, val/mask_ap50 0.6" in said
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The registry against a real sqlite store: packages go in and come out the same, the best within limits is promoted."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +155,34 @@ def test_mlflow_itself_can_load_and_call_the_model(store: str, make: PackageMake
         assert len(answer["masks"]) == len(answer["boxes"]) == len(answer["scores"])
     with pytest.raises(UserError, match="shape"):
         model.predict([np.zeros((4, 4, 7), dtype=np.uint8)])
+
+
+SERVER = """
+import sys
+ours = [path for path in sys.path if path.rstrip("/").rpartition("/")[2] in ("platform", "models", "serve")]
+sys.path[:] = [path for path in sys.path if path not in ours]
+for name in ("ray", "rich", "tyro", "optuna", "skimage", "torchmetrics", "cloudpathlib", "segmentation_models_pytorch"):
+    sys.modules[name] = None  # not among the requirements: importing it fails
+import mlflow.pyfunc, numpy
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(model.predict([numpy.zeros((64, 80, 3), "uint8")])[0]["size"])
+import stratum, stratum_models
+print(stratum.__file__, stratum_models.__file__)
+"""
+
+
+def test_a_server_needs_no_more_than_what_was_logged(store: str, make: PackageMaker, tmp_path: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    with open_run("registry", "train") as run:
+        log_package(run.run_id, make())
+    logged = Path(download_artifacts(run_id=run.run_id, artifact_path="package", dst_path=str(tmp_path / "server"), tracking_uri=store))
+    command = [sys.executable, "-I", "-c", SERVER, str(logged)]
+    done = subprocess.run(command, cwd=tmp_path / "server", capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[64, 80]", f"{logged}/code/stratum/__init__.py {logged}/code/stratum_models/__init__.py"]
+    required = (logged / "requirements.txt").read_text().splitlines()
+    assert {"mlflow", "boto3", "pycocotools", "torch"} <= {line.partition("==")[0] for line in required}
 
 
 def test_the_best_within_the_limits_is_promoted(store: str, make: PackageMaker) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
+import stratum
+import stratum_models
 from stratum import storage
 from stratum.tracking.store import check_reachable, client_for, one_line, one_line_errors, shown, tracking_uri
 from stratum_models.errors import UserError
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 
 ARTIFACT = "package"
 LOADER = "stratum.registry.pyfunc"
-REQUIREMENTS = ("torch", "torchvision", "timm", "safetensors", "numpy")
+REQUIREMENTS = (  # of what a model's own code imports; MLflow adds itself
+    *("torch", "torchvision", "timm", "safetensors", "numpy", "scipy"),
+    *("pillow", "tifffile", "pycocotools", "boto3", "platformdirs", "psutil"),
+)
 SHA_TAG = "weights_sha256"
 
 
@@ -86,14 +91,21 @@ def known_models(client: "MlflowClient") -> str:
 
 
 def _as_pyfunc(folder: Path, scratch: Path) -> Path:
-    """The package wrapped as MLflow's pyfunc flavour, which names the module that loads it: no pickle here either."""
+    """The package wrapped as MLflow's pyfunc flavour, which names the module that loads it: no pickle here either.
+
+    Our own code goes with it, so that a server needs nothing but what the requirements name.
+    """
     import mlflow.pyfunc
 
     package = scratch / ARTIFACT
     shutil.copytree(folder, package)
     wrapped = scratch / "wrapped"
     mlflow.pyfunc.save_model(
-        str(wrapped), loader_module=LOADER, data_path=str(package), pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS]
+        str(wrapped),
+        loader_module=LOADER,
+        data_path=str(package),
+        code_paths=[str(Path(module.__file__ or "").parent) for module in (stratum, stratum_models)],
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
     )
     return wrapped
 

@@ -1,5 +1,6 @@
 """Choosing the version that carries an alias: the best by one figure among those within limits."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,11 +23,12 @@ class Candidate:
     tags: Mapping[str, str]
 
     def figure(self, name: str) -> float | None:
-        """The figure of that name, None where the version has none."""
+        """The figure of that name, None where the version has none or it is not a number."""
         try:
-            return float(self.tags[name])
+            value = float(self.tags[name])
         except (KeyError, ValueError):
             return None
+        return None if math.isnan(value) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,8 @@ def parse_limits(constraints: Sequence[str]) -> dict[str, float]:
         key, _, value = constraint.replace("<=", "=").partition("=")
         try:
             limits[key.strip()] = float(value)
+            if math.isnan(limits[key.strip()]):
+                raise ValueError
         except ValueError:
             raise UserError(f"limit {constraint!r}: write a figure and its maximum, such as cost/latency_ms=40") from None
     return limits
@@ -115,15 +119,13 @@ def _candidates(client: "MlflowClient", name: str) -> list[Candidate]:
 
 def _refusal(candidate: Candidate, metric: str, limits: Mapping[str, float]) -> str:
     """Why a candidate cannot be taken, empty where it can."""
-    value = candidate.figure(metric)
-    if value is None or value != value:
-        known = sorted(key for key in candidate.tags if "/" in key)
-        return f"has no {metric} (it has {', '.join(known) or 'no figures'})"
+    for key in (metric, *limits):
+        if candidate.figure(key) is None:
+            known = sorted(name for name in candidate.tags if "/" in name)
+            return f"has no {key} (it has {', '.join(known) or 'no figures'})"
     for key, limit in limits.items():
         found = candidate.figure(key)
-        if found is None:
-            return f"has no {key}"
-        if not found <= limit:
+        if found is not None and found > limit:
             return f"has {key} {found:.4g}, above {limit:.4g}"
     return ""
 
