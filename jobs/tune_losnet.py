@@ -106,7 +106,7 @@ def main(args: Args) -> int:
     else:
         sweep, earlier = sweep_spec(with_demo(args)), None
     grid = sweep.grid()
-    check_sweep(sweep)
+    check_sweep(sweep, say)
     if not args.resume:
         check_free(sweep)  # before the tracking store is asked, which would make a new sqlite file
     check_reachable(tracking_uri())

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from stratum import storage
-from stratum.training.run import check
+from stratum.training.progress import Say
+from stratum.training.run import check, report_problems
 from stratum.tuning.space import BACKBONES, CHOICES, Grid
 from stratum.tuning.spec import SWEEP_FILE, SweepSpec
 from stratum_models.catalog import resolve_config
@@ -12,8 +13,8 @@ from stratum_models.errors import UserError
 from stratum_models.losnet.backbone import build_backbone
 
 
-def check_sweep(sweep: SweepSpec) -> None:
-    """Reads the data, builds a network, and looks at all others.
+def check_sweep(sweep: SweepSpec, say: Say) -> None:
+    """Reads the data, says what of them is left out, builds a network, and looks at all others.
 
     Raises:
         UserError: data or a network cannot be used, or an option is one that the sweep sets itself.
@@ -23,7 +24,8 @@ def check_sweep(sweep: SweepSpec) -> None:
     networks = [(v.preset, v.overrides) for v in grid.variants] if grid else [(sweep.base.model.preset, sweep.extra)]
     check_backbones(networks)
     preset, overrides = networks[0]
-    check(replace(sweep.base, model=replace(sweep.base.model, preset=preset, overrides=overrides)))
+    data = check(replace(sweep.base, model=replace(sweep.base.model, preset=preset, overrides=overrides)))
+    report_problems(data, say)
 
 
 def check_free(sweep: SweepSpec) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from stratum.training.resources import LOCAL
+
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 GCS_PORT = "RAY_GCS_SERVER_PORT"
 # RAY_ADDRESS: Tune frees the workers of a stopped trial through Ray's state API, which looks for a cluster by itself; where there is more
 # than one on a machine, it finds none unless it is told.
 FORWARDED = ("AWS_", "MLFLOW_", "STRATUM_", START_TIMEOUT, "RAY_ADDRESS")  # what workers need of the driver's environment
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
-LOCAL = "STRATUM_LOCAL_RAY"  # says, to workers too, that this Ray is of one machine and will not grow
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from stratum.training.appraise import TIMED_IMAGES, scaled, store_costs
 from stratum.tuning.pareto import OBJECTIVES, pareto_front
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.sweep import TrialRow
-from stratum.tuning.trial import without_resizing
 from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
@@ -92,7 +91,7 @@ def timed_model(finalist: Finalist) -> SegmentationModel:
     """The package's network with its weights, taking images at the size they have."""
     loaded = load_package(storage.fetch_tree(finalist.package))
     manifest = loaded.manifest
-    model = build_model(finalist.preset, num_classes=manifest.num_classes, overrides=without_resizing(manifest.overrides))
+    model = build_model(finalist.preset, num_classes=manifest.num_classes, overrides=cost.unresized(manifest.overrides))
     model.load_state_dict(loaded.model.state_dict())
     return model.eval()
 
@@ -118,7 +117,7 @@ def _measure(finalists: list[Finalist], sweep: SweepSpec) -> dict[str, dict[str,
 
 def _memory(finalist: Finalist, sweep: SweepSpec, options: Mapping[str, Any]) -> dict[str, float]:
     """Memory of ``predict``, and memory and time of a training step, each in a process of its own; what cannot be measured is left out."""
-    shared = {"preset": finalist.preset, "overrides": without_resizing(finalist.overrides), **options}
+    shared = {"preset": finalist.preset, "overrides": cost.unresized(finalist.overrides), **options}
     try:
         infer = cost.peak_memory(cost.MemoryRequest(**shared, size=sweep.cost_size))
         train = cost.peak_memory(cost.MemoryRequest(**shared, size=_trained_size(sweep), train_batch=sweep.base.train.batch_size))

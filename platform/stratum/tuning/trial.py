@@ -21,7 +21,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from stratum import cost, storage
 from stratum.data.source import load_data
 from stratum.tracking import Run, open_run
-from stratum.training.appraise import RESIZING, draw_figures
+from stratum.training.appraise import draw_figures
 from stratum.training.distributed import run_distributed
 from stratum.training.engine import TrainResult
 from stratum.training.run import RUN_FILE, claim, claimed, run_folder
@@ -129,12 +129,7 @@ def parameters(spec: RunSpec) -> dict[str, Any]:
 def static_costs(variant: Variant, sweep: SweepSpec) -> dict[str, float]:
     """``cost/params``, ``cost/macs`` and ``cost/size_mb`` of a variant at the sweep's size, whatever size it predicts at."""
     classes = len(load_data(sweep.base.data).classes)
-    return cost.preset_cost(variant.preset, sweep.cost_size, num_classes=classes, overrides=without_resizing(variant.overrides))
-
-
-def without_resizing(overrides: Mapping[str, object]) -> dict[str, object]:
-    """The overrides without those that change the size of images before ``predict``: costs are those of the size that is named."""
-    return {name: value for name, value in overrides.items() if name not in RESIZING}
+    return cost.preset_cost(variant.preset, sweep.cost_size, num_classes=classes, overrides=cost.unresized(variant.overrides))
 
 
 def _beside_others(result: TrainResult, spec: RunSpec) -> dict[str, float]:
