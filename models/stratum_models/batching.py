@@ -34,11 +34,11 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Sequence[Tensor], memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
-        """Images ``float32 [3, h, w]`` in 0..1 to one batch whose sides are multiples of ``divisor``."""
+    def forward(self, images: Sequence[Tensor], memory_format: torch.memory_format = torch.contiguous_format, least: int = 0) -> Batch:
+        """Images ``float32 [3, h, w]`` in 0..1 to one batch whose sides are multiples of ``divisor``, and ``least`` or more."""
         sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
-        height = -(-max(h for h, _ in sizes) // self.divisor) * self.divisor
-        width = -(-max(w for _, w in sizes) // self.divisor) * self.divisor
+        height = -(-max(least, *(h for h, _ in sizes)) // self.divisor) * self.divisor
+        width = -(-max(least, *(w for _, w in sizes)) // self.divisor) * self.divisor
         batch = torch.zeros(len(images), 3, height, width, device=self.mean.device).contiguous(memory_format=memory_format)
         for row, image, (h, w) in zip(batch, images, sizes, strict=True):
             row[:, :h, :w] = (image.to(self.mean.device, torch.float32) - self.mean) / self.std

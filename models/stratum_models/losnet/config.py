@@ -71,11 +71,15 @@ class LosNetConfig:
             "max_detections": (self.max_detections >= 1, "1 or more"),
             "input_short": (self.input_short is None or self.input_short >= 32, "32 or more, or none"),
             "input_long": (self.input_long is None or self.input_long >= 32, "32 or more, or none"),
-            "size_limits": (len(self.size_limits) >= (4 if self.extra_levels else 2), "a limit for each level but the last"),
+            "size_limits": (self._limits_rise(), "a limit for each level but the last, each above the one before"),
         }
         for field, (good, wanted) in checks.items():
             if not good:
                 raise UserError(f"LosNet option {field}={getattr(self, field)!r}: must be {wanted}")
+
+    def _limits_rise(self) -> bool:
+        enough = len(self.size_limits) >= len(self.strides) - 1
+        return enough and all(low < high for low, high in zip((0.0, *self.size_limits), self.size_limits, strict=False))
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -25,11 +25,12 @@ def split_params(params: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def dynamic_masks(features: Tensor, image: Tensor, params: Tensor, locations: Tensor, scales: Tensor, stride: int) -> Tensor:
-    """Mask logits of all instances of all images at once: a 1x1 convolution per layer with one group an instance.
+    """Mask logits of all instances of all images: three 1x1 convolutions with one group an instance, as matrix products.
 
-    The relative coordinates of Eq. 5, from a pixel of the mask features to the location of the instance, are linear in the pixel: their
-    share of the first layer is a matrix product over coordinates that all instances of an image have in common, and a bias of each
-    instance's own. So no instance needs a copy of the features. Runs in float32 whatever autocast says: the two cancel almost.
+    The second and third layer are one batched product over all instances, the first is one product per image. The relative coordinates of
+    Eq. 5, from a pixel of the mask features to the location of the instance, are linear in the pixel: their share of the first layer is a
+    product over coordinates that all instances of an image have in common, and a bias of each instance's own. So no instance needs a copy
+    of the features. Runs in float32 whatever autocast says: the two cancel almost.
 
     Args:
         features: ``[B, 8, H, W]``.

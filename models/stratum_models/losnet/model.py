@@ -44,7 +44,7 @@ class LosNet(SegmentationModel):
         self.backbone, self.pyramid, self.head, self.mask_branch = backbone, pyramid, head, mask_branch
         self.num_classes = num_classes
         self.config = config
-        self.normalize = Normalize(divisor=max(32, config.strides[-1]))
+        self.normalize = Normalize()
 
     def dense(self, images: Tensor) -> tuple[HeadOutput, Tensor, Locations]:
         """A normalised batch ``[B, 3, H, W]`` to the head's outputs, the mask features ``[B, 8, H / 8, W / 8]`` and the locations."""
@@ -56,7 +56,7 @@ class LosNet(SegmentationModel):
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """``class``, ``box``, ``center`` and ``mask``: Eq. 3 is their sum."""
         instances = [_instance_target(t).to(self.device) for t in targets]
-        batch = self.normalize(images, self.memory_format)
+        batch = self.normalize(images, self.memory_format, least=self._least_side(len(images)))
         output, features, locations = self.dense(batch.images)
         assigned = [assign(locations, t, self.config.center_radius) for t in instances]
         wanted = detection_targets(locations, instances, assigned)
@@ -64,6 +64,10 @@ class LosNet(SegmentationModel):
         size = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
         losses["mask"] = self.config.mask_weight * self._mask_loss(output, features, locations, instances, assigned, wanted.labels, size)
         return losses
+
+    def _least_side(self, images: int) -> int:
+        """BN cannot train on a single value: one small image alone is padded until the last level has more than one location."""
+        return 2 * self.config.strides[-1] if images == 1 else 0
 
     def _mask_loss(
         self,
@@ -83,7 +87,7 @@ class LosNet(SegmentationModel):
         if len(where) == 0:
             return (features.sum() + self.head.control(output, where.new_zeros(1), where.new_zeros(1)).sum()) * 0.0
         logits = upsample(self.mask_logits(output, features, image, where, locations), MASK_UPSAMPLE)
-        wanted = [half_size_masks(t.masks, size)[a.matched[w]] for t, a, w in zip(targets, assigned, chosen, strict=True)]
+        wanted = [half_size_masks(t.masks[a.matched[w]], size) for t, a, w in zip(targets, assigned, chosen, strict=True)]
         return dice_loss(logits, torch.cat(wanted)).mean()
 
     def mask_logits(self, output: HeadOutput, features: Tensor, image: Tensor, where: Tensor, locations: Locations) -> Tensor:

@@ -13,7 +13,6 @@ from torchvision.ops import batched_nms, masks_to_boxes
 from stratum_models.losnet.targets import Locations, decode_boxes
 
 BOX_MARGIN = 0.1  # a mask may pass its box by this share of the box's side
-INTERPOLATED_PIXELS = 1 << 25  # pixels of masks that are in memory as floats at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

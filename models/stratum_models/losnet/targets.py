@@ -50,7 +50,7 @@ class Assignment:
     """What each location of one image should say."""
 
     matched: Tensor  # int64 [L]: index of the instance, -1 for background
-    ignored: Tensor  # bool [L]: background inside a crowd region: no loss
+    ignored: Tensor  # bool [L]: background inside the box of a crowd region: no loss
 
 
 def assign(locations: Locations, target: InstanceTarget, center_radius: float) -> Assignment:
