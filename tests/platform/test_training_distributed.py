@@ -164,8 +164,8 @@ def test_a_loss_that_is_not_finite_on_one_worker_stops_both_at_once(spec: RunSpe
 
 
 def mistaken(folder: Path, context: RayContext) -> None:
-    (folder / f"attempt-{context.rank}-{uuid4().hex}").touch()
     if context.rank == context.world_size - 1:
+        (folder / uuid4().hex).touch()
         raise UserError("the label of image 7 is torn")
     context.gather(0)  # waits for the rank that never comes
 
@@ -176,7 +176,7 @@ def test_a_users_error_is_not_tried_again(spec: RunSpec, tmp_path: Path, workers
     attempts.mkdir()
     with pytest.raises(UserError, match="the label of image 7 is torn"):
         on_workers(partial(mistaken, attempts), replace(spec, num_workers=workers, cpus_per_worker=0.5))
-    assert len(list(attempts.iterdir())) == workers
+    assert len(list(attempts.iterdir())) == 1
 
 
 def test_a_local_ray_is_known_by_its_mark(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
