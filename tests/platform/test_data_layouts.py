@@ -171,6 +171,37 @@ def test_what_can_be_wrong_with_id_masks(tmp_path: Path) -> None:
     assert len(found.train) + len(found.val) == 3
 
 
+@pytest.mark.parametrize("bare", ["train", "val"])
+@pytest.mark.parametrize("layout", ["splits outside", "splits inside"])
+def test_a_split_without_any_mask_is_not_left_out(tmp_path: Path, layout: str, bare: str) -> None:
+    images, masks, _ = MASK_LAYOUTS[layout]
+    for s in ("train", "val"):
+        for i in range(2):
+            picture(tmp_path / images.format(s=s) / f"{i}.png", i + 10 * (s == "val"))
+            if s != bare:
+                mask(tmp_path / masks.format(s=s) / f"{i}.png")
+    found = survey_data(DataSpec(uri=str(tmp_path)))
+    folder = tmp_path / images.format(s=bare)
+    assert [(p.kind, p.uri) for p in found.errors] == [("missing file", str(folder / f"{i}.png")) for i in range(2)]
+    assert (len(found.train), len(found.val)) == ((0, 2) if bare == "train" else (2, 0))
+
+
+def test_a_validation_folder_inside_the_images_is_not_trained_on(tmp_path: Path) -> None:
+    for i, name in enumerate(("a.png", "b.png", "val/c.png")):
+        picture(tmp_path / "images" / name, i)
+        mask(tmp_path / "masks" / name)
+    found = survey_data(DataSpec(uri=str(tmp_path)))
+    assert found.problems == []
+    assert [sorted(Path(r.uri).name for r in part) for part in (found.train, found.val)] == [["a.png", "b.png"], ["c.png"]]
+
+
+def test_images_alone_are_no_layout(tmp_path: Path) -> None:
+    for name in ("train/images/a.png", "val/images/b.png"):
+        picture(tmp_path / name, 0)
+    with pytest.raises(UserError, match="no annotation file under"):
+        find_layout(str(tmp_path))
+
+
 def test_masks_of_other_kinds(tmp_path: Path) -> None:
     for i in range(4):
         picture(tmp_path / "images" / f"{i}.png", i)

@@ -248,6 +248,12 @@ def test_a_data_set_on_s3(tmp_path: Path, s3_env: Any) -> None:
     storage.write_bytes(f"{uri}/images/3.png", b"broken")
     found = survey_data(DataSpec(uri=uri))
     assert sorted((p.kind, p.uri) for p in found.errors) == [("broken image", f"{uri}/images/3.png"), ("missing file", f"{uri}/2.png")]
-    for nowhere in (f"{uri}/none", f"s3://{s3_env.bucket()}"):
-        with pytest.raises(UserError, match="no data at"):
+    wrong = {
+        f"{uri}/none": "nothing under this name",
+        f"s3://{s3_env.bucket()}": "no data at",
+        "s3://no-such-bucket-of-ore/ore": "no-such-bucket-of-ore/ore: the bucket does not exist",
+        "s3://no-such-bucket-of-ore/ore.json": "the bucket does not exist",
+    }
+    for nowhere, said in wrong.items():
+        with pytest.raises(UserError, match=said):
             load_data(DataSpec(uri=nowhere))

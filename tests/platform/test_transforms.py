@@ -256,7 +256,11 @@ def test_a_wrong_spec_is_refused(changes: dict[str, object], said: str) -> None:
 
 def test_presets_by_name() -> None:
     assert resolve_augmentation("paper") is PAPER
-    assert resolve_augmentation("strong", 320).crop == 320
+    assert resolve_augmentation("paper", 320) is PAPER
+    assert resolve_augmentation("none") is NONE
+    scaled, cut = resolve_augmentation("none", 320), resolve_augmentation("strong", 320)
+    assert (scaled.short_sides, scaled.crop) == ((320,), None)
+    assert (cut.short_sides, cut.crop) == ((320,), 320)
     with pytest.raises(UserError, match=r"'strange'.*none, paper, strong"):
         resolve_augmentation("strange")
     assert set(PRESETS) == {"none", "paper", "strong"}

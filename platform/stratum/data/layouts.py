@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -81,7 +81,8 @@ def find_layout(uri: str) -> tuple[Part, Part | None]:
     uri = storage.resolve(uri)
     if uri.lower().endswith(".json") and storage.exists(uri):
         return _single_file(uri), None
-    files = storage.list_files(uri) if storage.exists(uri) else []
+    # On S3 the listing itself says what is the matter: no such bucket, nothing under that name, denied, unreachable.
+    files = storage.list_files(uri) if storage.is_remote(uri) or storage.exists(uri) else []
     if not files:
         raise UserError(f"no data at {uri}: neither a folder with files nor a COCO JSON; check --data")
     tree = _tree(uri, files)
@@ -136,9 +137,24 @@ def _first_match(tree: Tree, names: Sequence[str], patterns: Sequence[str]) -> s
 
 
 def _mask_layout(tree: Tree) -> tuple[Part, Part | None] | None:
-    parts = {split: _mask_part(tree, split) for split in ("train", "val")}
-    train = parts["train"] or _mask_part(tree, None)
-    return (train, parts["val"]) if train else None
+    train, val = (_mask_part(tree, split) for split in ("train", "val"))
+    flat = None if train else _mask_part(tree, None)
+    if not (train or val or flat):
+        return None
+    val = val or _bare_part(tree, "val")
+    if flat and val:  # images/val/ lies in images/
+        flat = replace(flat, pairs=tuple(pair for pair in flat.pairs if pair not in val.pairs))
+    train = train or flat or _bare_part(tree, "train")
+    return (train, val) if train else None
+
+
+def _bare_part(tree: Tree, split: str) -> MaskPart | None:
+    """The images of a split without any mask: each is missing one, which must be said."""
+    for spelling in _SPLITS[split]:
+        for prefix in (f"{spelling}/images/", f"images/{spelling}/"):
+            if images := _stems(tree, prefix):
+                return MaskPart(tree, tuple((name, None) for name in images), (), split)
+    return None
 
 
 def _mask_part(tree: Tree, split: str | None) -> MaskPart | None:

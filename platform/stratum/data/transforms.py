@@ -85,13 +85,18 @@ PRESETS = {"none": NONE, "paper": PAPER, "strong": STRONG}
 
 
 def resolve_augmentation(name: str, size: int | None = None) -> AugmentSpec:
-    """The preset of that name; with ``size``, one that crops is set to squares of that side and images of that scale."""
+    """The preset of that name, at the scale of ``size``: the shorter side in pixels of the images that the model is shown.
+
+    ``strong`` cuts squares of that side from images of that scale; ``none`` scales the shorter side to it, so that training sees what
+    validation sees. ``paper`` ignores it on purpose: its many scales, 300 to 480 pixels, are the paper's choice (section 4.1).
+    Raises ``UserError`` for an unknown name.
+    """
     if name not in PRESETS:
         raise UserError(f"augmentation {name!r} is not known; known are {', '.join(PRESETS)}")
     spec = PRESETS[name]
-    if size is None or spec.crop is None:
+    if size is None or name == "paper":
         return spec
-    return replace(spec, crop=size, short_sides=(size,))
+    return replace(spec, crop=size if spec.crop else None, short_sides=(size,))
 
 
 class TrainTransform:
