@@ -41,7 +41,7 @@ PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0)  # seconds between tries to o
 class Report(TuneReportCallback):
     """Forwards an epoch's metrics to Tune, with the costs that are known beforehand and the utility they make.
 
-    ``sweep/time`` is the epoch, but for the last one, which repeats the one before: a scheduler must not stop a trial that is done and
+    ``sweep/time`` is the epoch. The last one has none, so that the scheduler passes over it: it must not stop a trial that is done and
     about to write its package.
     """
 
@@ -52,7 +52,8 @@ class Report(TuneReportCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called in the trainer's controller, once for each report of the workers."""
         row = {**metrics[0], **self._fixed}
-        row[TIME] = min(int(row.get("epoch", 1)), max(self._sweep.base.train.epochs - 1, 1))
+        if row.get("epoch", 1) < self._sweep.base.train.epochs:
+            row[TIME] = int(row.get("epoch", 1))
         if not math.isnan(row.get("val/mask_ap50", math.nan)):
             row[UTILITY] = self._sweep.tradeoff.utility(row)
         super().after_report(run_context, [row], checkpoint)
@@ -82,7 +83,6 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
                 **fixed,
                 "epoch": result.epochs,
                 UTILITY: sweep.tradeoff.utility(final),
-                TIME: max(sweep.base.train.epochs - 1, 1),
                 FINISHED: 1,
                 PACKAGE: result.package,
             }
