@@ -193,7 +193,7 @@ def test_rotated_photographs(tmp_path: Path, labelled: str) -> None:
 def test_a_json_that_is_no_coco(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"a\.json is no (COCO|JSON)") as caught:
+    with pytest.raises(UserError, match=r"a\.json(: not valid JSON| is no COCO)") as caught:
         load_data(DataSpec(uri=str(path)))
     assert "\n" not in str(caught.value)
 
@@ -212,3 +212,22 @@ def test_categories_of_both_files_are_joined_by_name(tmp_path: Path) -> None:
     assert data.classes == ("rock", "belt", "slag")
     assert data.val.target(0).labels.tolist() == [2]
     assert sorted(p.detail for p in data.problems) == [f"no instance of {c!r} in the training part" for c in ("belt", "slag")]
+
+
+def test_images_that_no_file_lists_are_mentioned(tmp_path: Path) -> None:
+    coco(tmp_path / "train.json", [annotation(1, 0)])
+    coco(tmp_path / "val.json", [annotation(1, 5)], first=5)
+    assert kinds(survey(str(tmp_path)).problems) == []
+    for i in range(10, 15):
+        picture(tmp_path / f"{i}.png", i)
+    picture(tmp_path / "other" / "x.png", 99)
+    (problem,) = (p for p in survey(str(tmp_path)).problems if p.kind != "empty class")
+    assert (problem.severity, problem.kind, problem.uri) == ("warning", "unlisted image", str(tmp_path))
+    assert problem.detail == "5 images (10.png, 11.png, 12.png and 2 more) not in train.json and val.json, so not used"
+    assert kinds(survey(str(tmp_path / "train.json")).problems) == []
+
+
+def test_deep_nesting_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match=r"a\.json: not valid JSON"):
+        read_coco(str(tmp_path / "a.json"))

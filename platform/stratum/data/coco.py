@@ -1,14 +1,14 @@
 """COCO instance files: what they list, checked as far as that goes without reading an image."""
 
-import json
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from stratum import storage
 from stratum.data.classes import ClassMap
+from stratum.data.images import IMAGE_SUFFIXES
 from stratum.data.layouts import CocoPart
 from stratum.data.records import Entry, Problem, RawAnnotation
 from stratum_models.errors import UserError
@@ -29,12 +29,7 @@ class CocoFile:
 
 def read_coco(uri: str) -> CocoFile:
     """Read a COCO JSON. Raises ``UserError`` where it is no JSON, or a JSON that is no COCO instance file."""
-    try:
-        content = json.loads(storage.read_bytes(uri))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{uri} is no JSON file: {error}") from None
+    content = storage.read_json(uri)
     if not isinstance(content, dict):
         raise UserError(
             f"{uri} is no COCO file: it holds a {type(content).__name__}, not an object with images, annotations and categories"
@@ -92,6 +87,28 @@ def coco_entries(file: CocoFile, part: CocoPart, classes: ClassMap) -> tuple[lis
             seen |= {uri, ("id", image["id"])}
             entries.append(Entry(uri=uri, annotations=tuple(annotations.get(image["id"], ())), size=_claimed_size(image)))
     return entries, problems, dropped
+
+
+def unlisted_images(parts: Sequence[CocoPart], listed: Collection[str]) -> list[Problem]:
+    """A warning for each folder of listed images (``listed``: their URIs) that also holds images which no part lists.
+
+    Where a COCO file was named instead of a folder on this machine, nothing around it is looked at.
+    """
+    known, folders = set(listed), {storage.parent(uri) for uri in listed}
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for uri in sorted({part.tree.uri(f) for part in parts for f in part.tree.files if f.lower().endswith(IMAGE_SUFFIXES)} - known):
+        if (folder := storage.parent(uri)) in folders:
+            found[folder].append(storage.name(uri))
+    files = " and ".join(part.file for part in parts)
+    return [
+        Problem(severity="warning", kind="unlisted image", uri=folder, detail=f"{_few(names)} not in {files}, so not used")
+        for folder, names in found.items()
+    ]
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} image{'s' * (len(names) > 1)} ({', '.join(names[:3])}{more})"
 
 
 def _expected(name: str, file: CocoFile) -> str:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from stratum.data.mosaic import AugmentedSet, Samples
+from stratum.data.mosaic import AugmentedSet
 from stratum.data.packing import PackedBatch
-from stratum.data.sample import Sample
+from stratum.data.sample import Sample, Samples
 from stratum.data.transforms import AugmentSpec, TrainTransform
 from stratum_models.errors import UserError
 from stratum_models.interface import Target

@@ -6,26 +6,18 @@ sees what it would have seen.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from stratum.data.sample import Sample
+from stratum.data.sample import Sample, Samples
 from stratum.data.scene import Scene, pixel_counts, to_scene
 from stratum.data.transforms import AugmentSpec, finish, frame, window
 
 KEPT_BYTES = 256 * 2**20  # of images and id maps in a process
-
-
-class Samples(Protocol):
-    """Anything that holds samples by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 class AugmentedSet(Dataset[Sample]):

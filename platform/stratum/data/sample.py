@@ -1,6 +1,7 @@
 """One labelled image, as readers make it and transforms change it."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -17,3 +18,11 @@ class Sample:
     image: Tensor
     target: Target
     uri: str
+
+
+class Samples(Protocol):
+    """Anything that holds samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...

@@ -5,7 +5,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from stratum import storage
 from stratum.data import rle
 from stratum.data.images import DepthRule, decode_image
 from stratum.data.records import Record
-from stratum.data.sample import Sample
+from stratum.data.sample import Sample, Samples
 from stratum_models.interface import InstanceTarget
 
 CACHE_BYTES = 256 * 2**20
@@ -106,14 +105,6 @@ def read_record(record: Record, depth: DepthRule | None) -> Tensor:
     local = record.path is not None and record.path.exists()
     data = record.path.read_bytes() if local and record.path is not None else storage.read_bytes(record.uri)
     return decode_image(data, depth, record.uri, rotate=record.rotate)
-
-
-class Samples(Protocol):
-    """Samples by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 def from_samples(samples: Samples, labels: Sequence[int | None] | None = None) -> SampleSet:

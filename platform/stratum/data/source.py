@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from stratum.data.classes import parse_classes
-from stratum.data.coco import coco_entries, read_coco, used_categories
+from stratum.data.coco import coco_entries, read_coco, unlisted_images, used_categories
 from stratum.data.fingerprint import fingerprint
 from stratum.data.idmask import CATEGORY, mask_entries
 from stratum.data.images import DepthRule
@@ -126,6 +126,8 @@ def _list_entries(parts: list[Part], spec: DataSpec) -> tuple[list[list[Entry]],
             dropped += unwanted
         listed.append(entries)
         problems += found
+    named = [entry.uri for entries in listed for entry in entries] + [p.uri for p in problems if p.kind == "listed twice"]
+    problems += unlisted_images(list(coco), named)
     return listed, problems, classes.names, dropped
 
 
