@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import ConvexHull
-from torch import Tensor
 
 from stratum.distribution import (
     Comparison,
@@ -52,7 +51,6 @@ __all__ = [  # sizes and what is made of them are asked for here
     "fit_rosin_rammler",
     "histogram",
     "log_edges",
-    "measure",
     "measure_instances",
     "particles_csv",
     "size_distribution",
@@ -84,25 +82,6 @@ class Particle:
         return asdict(self)
 
 
-def measure(
-    masks: Tensor,
-    *,
-    image: str = "",
-    labels: Sequence[str] | None = None,
-    scores: Tensor | Sequence[float] | None = None,
-    mm_per_px: float | None = None,
-) -> list[Particle]:
-    """Measures the bool masks ``[N, H, W]`` of one image; an empty mask is no particle and is left out."""
-    check_scale(mm_per_px)
-    values = None if scores is None else [float(score) for score in scores]
-    particles = []
-    for index, mask in enumerate(masks.detach().cpu().numpy().astype(bool)):
-        if mask.any():
-            name, score = labels[index] if labels is not None else "", values[index] if values is not None else None
-            particles.append(_particle(mask, image, index, name, score, mm_per_px))
-    return particles
-
-
 def measure_instances(
     found: InstancePrediction | InstanceTarget,
     *,
@@ -111,7 +90,10 @@ def measure_instances(
     score_threshold: float = 0.0,
     mm_per_px: float | None = None,
 ) -> list[Particle]:
-    """Measures what was predicted (from the score threshold up) or labelled (without crowds: they are no single particles)."""
+    """Measures what was predicted (from the score threshold up) or labelled (without crowds: they are no single particles).
+
+    An empty mask is no particle and is left out.
+    """
     check_scale(mm_per_px)
     if isinstance(found, InstanceTarget):
         kept, scores = ~found.crowd.bool(), None

@@ -14,6 +14,7 @@ from scipy.stats import ks_2samp
 from skimage.measure import regionprops
 
 from stratum.measurements import (
+    Particle,
     RosinRammler,
     SizeDistribution,
     compare,
@@ -21,7 +22,6 @@ from stratum.measurements import (
     fit_rosin_rammler,
     histogram,
     log_edges,
-    measure,
     measure_instances,
     particles_csv,
     size_distribution,
@@ -49,6 +49,23 @@ def turned(a: float, b: float, degrees: float, shape: str, size: int = 160) -> n
     angle = math.radians(degrees)
     u, v = x * math.cos(angle) + y * math.sin(angle), -x * math.sin(angle) + y * math.cos(angle)
     return (u / a) ** 2 + (v / b) ** 2 <= 1 if shape == "ellipse" else (abs(u) <= a) & (abs(v) <= b)
+
+
+def measure(masks: torch.Tensor, *, image: str = "", mm_per_px: float | None = None) -> list[Particle]:
+    """The particles of labelled masks of one class."""
+    count = len(masks)
+    target = InstanceTarget(
+        boxes=torch.zeros(count, 4),
+        labels=torch.zeros(count, dtype=torch.int64),
+        masks=masks,
+        crowd=torch.zeros(count, dtype=torch.bool),
+    )
+    return measure_instances(target, image=image, classes=("ore",), mm_per_px=mm_per_px)
+
+
+def predicted(masks: torch.Tensor, scores: list[float]) -> InstancePrediction:
+    """Predictions of the classes 0, 1, ... in turn."""
+    return InstancePrediction(boxes=torch.zeros(len(masks), 4), labels=torch.arange(len(masks)), masks=masks, scores=torch.tensor(scores))
 
 
 def by_number(sizes: list[float] | np.ndarray, **options: str) -> SizeDistribution:
@@ -161,7 +178,7 @@ def test_particles_at_the_border_are_marked(side: str, cut: bool) -> None:
 
 def test_empty_masks_are_no_particles_and_keep_their_place() -> None:
     masks = torch.stack([disc(5, 32, 16, 16), torch.zeros(32, 32, dtype=torch.bool), disc(3, 32, 16, 16)])
-    particles = measure(masks, labels=["a", "b", "c"], scores=torch.tensor([0.9, 0.8, 0.5]), image="x.png")
+    particles = measure_instances(predicted(masks, [0.9, 0.8, 0.5]), classes=("a", "b", "c"), image="x.png")
     assert [(p.index, p.label, p.score, p.image) for p in particles] == [
         (0, "a", pytest.approx(0.9), "x.png"),
         (2, "c", pytest.approx(0.5), "x.png"),
@@ -172,16 +189,18 @@ def test_empty_masks_are_no_particles_and_keep_their_place() -> None:
 def test_predictions_below_the_threshold_and_crowds_are_not_measured() -> None:
     masks = torch.stack([disc(5, 32, 16, 16), disc(6, 32, 16, 16), disc(7, 32, 16, 16)])
     boxes, labels = torch.zeros(3, 4), torch.tensor([0, 1, 7])
-    prediction = InstancePrediction(boxes=boxes, labels=labels, masks=masks, scores=torch.tensor([0.9, 0.5, 0.1]))
+    prediction = predicted(masks, [0.9, 0.5, 0.1])
     target = InstanceTarget(boxes=boxes, labels=labels, masks=masks, crowd=torch.tensor([False, True, False]))
     found = measure_instances(prediction, classes=("ore", "belt"), score_threshold=0.5, image="a", mm_per_px=2.0)
     assert [(p.index, p.label, p.image) for p in found] == [(0, "ore", "a"), (1, "belt", "a")]
-    assert found == measure(masks[:2], labels=["ore", "belt"], scores=[prediction.scores[0], 0.5], image="a", mm_per_px=2.0)
+    assert [p.score for p in found] == [pytest.approx(0.9), 0.5]
+    assert [p.area_px for p in found] == [int(mask.sum()) for mask in masks[:2]]
     assert [(p.index, p.label, p.score) for p in measure_instances(target, classes=("ore",))] == [(0, "ore", None), (2, "7", None)]
 
 
 def test_records_go_through_json_and_csv() -> None:
-    particles = measure(torch.stack([disc(5, 32, 16, 16), disc(7, 32, 16, 16)]), labels=["ore", 'od"d, name'], scores=[1, 0.5])
+    masks = torch.stack([disc(5, 32, 16, 16), disc(7, 32, 16, 16)])
+    particles = measure_instances(predicted(masks, [1.0, 0.5]), classes=("ore", 'od"d, name'))
     assert [json.loads(json.dumps(p.record())) for p in particles] == [p.record() for p in particles]
     rows = list(csv.DictReader(io.StringIO(particles_csv(particles))))
     assert [row["label"] for row in rows] == ["ore", 'od"d, name']

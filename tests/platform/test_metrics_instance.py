@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from torchmetrics.detection import MeanAveragePrecision
 
 from stratum.metrics.instance import InstanceEvaluator, match_instances
-from stratum.metrics.records import decode_masks, encode_masks
+from stratum.metrics.records import image_record
 from stratum_models.interface import InstancePrediction, InstanceTarget
 
 Pair = tuple[InstancePrediction, InstanceTarget]
@@ -249,15 +249,12 @@ def test_equal_scores_give_the_same_figures_in_any_order_of_arrival() -> None:
     assert evaluator(pairs, keys=keys).compute() == evaluator(pairs[::-1], keys=keys[::-1]).compute()
 
 
-def test_figures_follow_new_images_and_reset() -> None:
+def test_figures_follow_new_images() -> None:
     pairs = scenes()
     total = evaluator(pairs[:2])
     first = total.compute()
     total.update([pairs[2][0]], [pairs[2][1]])
     assert total.compute() == evaluator(pairs[:3]).compute() != first
-    total.reset()
-    assert len(total) == 0
-    assert total.state() == []
 
 
 def test_memory_is_that_of_the_codes() -> None:
@@ -362,14 +359,12 @@ def square_masks(boxes: torch.Tensor, size: int = 64) -> torch.Tensor:
     return masks
 
 
-def test_masks_survive_their_codes() -> None:
-    masks = torch.rand(5, 13, 29, generator=torch.Generator().manual_seed(0)) < 0.4
-    masks[2] = False
-    codes = encode_masks(masks)
-    assert torch.equal(decode_masks(codes, 13, 29), masks)
-    assert [rle(mask)["counts"] for mask in masks] == codes
-    assert encode_masks(masks[:0]) == []
-    assert decode_masks([], 13, 29).shape == (0, 13, 29)
+def test_masks_are_kept_as_the_codes_of_pycocotools() -> None:
+    prediction, target = scene(1)
+    record = image_record(prediction, target, None)
+    assert record["target"]["masks"] == [rle(mask)["counts"] for mask in target.masks]
+    assert record["prediction"]["masks"] == [rle(mask)["counts"] for mask in prediction.masks]
+    assert image_record(nothing((64, 80)), target, None)["prediction"]["masks"] == []
 
 
 def test_ap_of_real_labels_shaken_is_that_of_pycocotools(shared, tmp_path) -> None:

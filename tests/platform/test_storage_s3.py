@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -222,7 +223,7 @@ def test_processes_share_the_cache(bucket: str, method: str) -> None:
     storage.exists(bucket)  # the parent's client is in use before the fork
     with multiprocessing.get_context(method).Pool(2) as pool:
         # Each gets all of them at once with the others, from an empty cache.
-        for paths in pool.map_async(storage.fetch_many, [list(files)] * 4, chunksize=1).get(timeout=120):
+        for paths in pool.map_async(partial(in_parallel, storage.fetch), [list(files)] * 4, chunksize=1).get(timeout=120):
             assert [path.read_bytes() for path in paths] == list(files.values())
         assert len(set(pool.map_async(storage.fetch_tree, [f"{bucket}/x"] * 4, chunksize=1).get(timeout=120))) == 1
     assert not list(cache.root().rglob(".stratum-part-*"))

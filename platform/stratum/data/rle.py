@@ -162,6 +162,12 @@ def encode(masks: NDArray[np.bool_]) -> list[Rle]:
     return list(coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))) if len(masks) else []
 
 
+def text(rle: Rle) -> str:
+    """The counts as JSON carries them."""
+    counts = rle["counts"]
+    return counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
+
+
 def decode(rles: Sequence[Rle], height: int, width: int) -> NDArray[np.bool_]:
     """RLEs as masks ``bool [N, H, W]``."""
     if not rles:

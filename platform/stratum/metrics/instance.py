@@ -95,12 +95,6 @@ class InstanceEvaluator:
             if record["key"] is None or record["key"] not in self._keys:
                 self._add(record)
 
-    def reset(self) -> None:
-        """Forgets every image."""
-        self._records.clear()
-        self._keys.clear()
-        self._evaluations.clear()
-
     def compute(self) -> dict[str, float]:
         """AP (mean of IoU 0.50 to 0.95), AP50 and AP75 of masks and boxes, in 0..1.
 

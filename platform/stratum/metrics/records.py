@@ -3,14 +3,13 @@
 Shapes: ``N`` instances, ``H`` and ``W`` the size of the image. A 300 x 480 x 640 stack of masks takes 92 MB; its codes take some 100 KB.
 """
 
-from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from stratum.data import rle
 from stratum_models.interface import InstancePrediction, InstanceTarget
 
 
@@ -32,23 +31,6 @@ class ImageRecord(TypedDict):
     width: int
     target: InstanceRecord
     prediction: InstanceRecord
-
-
-def encode_masks(masks: Tensor) -> list[str]:
-    """Bool or uint8 masks ``[N, H, W]`` as N compressed COCO run-length codes."""
-    if not len(masks):
-        return []
-    # COCO runs down the columns: [N, W, H] in memory is [H, W, N] in Fortran's order, which `encode` takes without a copy.
-    columns = masks.detach().to("cpu", torch.uint8).permute(0, 2, 1).contiguous().numpy()
-    return [code["counts"].decode("ascii") for code in coco_mask.encode(columns.transpose(2, 1, 0))]
-
-
-def decode_masks(codes: Sequence[str], height: int, width: int) -> Tensor:
-    """Run-length codes as bool masks ``[N, H, W]``."""
-    if not codes:
-        return torch.zeros(0, height, width, dtype=torch.bool)
-    stack = coco_mask.decode([{"size": [height, width], "counts": code} for code in codes])  # uint8 [H, W, N]
-    return torch.from_numpy(np.ascontiguousarray(stack.transpose(2, 0, 1))).bool()
 
 
 def image_record(prediction: InstancePrediction, target: InstanceTarget, key: str | None) -> ImageRecord:
@@ -77,5 +59,5 @@ def _instances(boxes: Tensor, labels: Tensor, scores: Tensor, crowd: Tensor, mas
         "labels": labels.tolist(),
         "scores": scores.detach().to("cpu", torch.float64).tolist(),
         "crowd": crowd.bool().tolist(),
-        "masks": encode_masks(masks),
+        "masks": [rle.text(code) for code in rle.encode(masks.detach().cpu().numpy().astype(np.bool_))],
     }

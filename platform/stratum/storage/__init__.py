@@ -11,7 +11,7 @@ of the process, forks included, and lets the SDK's exceptions through. What woul
 
 from stratum.storage.arrow import ray_filesystem
 from stratum.storage.errors import MissingError, StorageError, UnreachableError
-from stratum.storage.files import exists, fetch, fetch_many, read_bytes, read_json, write_bytes, write_json
+from stratum.storage.files import exists, fetch, read_bytes, read_json, write_bytes, write_json
 from stratum.storage.names import is_remote, is_synthetic, join, name, parent, relative, resolve, suffix
 from stratum.storage.trees import fetch_tree, list_files, remove_tree, upload_file, upload_tree
 
@@ -21,7 +21,6 @@ __all__ = [
     "UnreachableError",
     "exists",
     "fetch",
-    "fetch_many",
     "fetch_tree",
     "is_remote",
     "is_synthetic",

@@ -1,14 +1,12 @@
 """Single files by URI, wherever they are."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from stratum.storage import cache, local, s3
 from stratum.storage.errors import StorageError, local_errors
 from stratum.storage.names import is_remote, is_synthetic, resolve
-from stratum.storage.parallel import in_parallel
 
 
 def place(uri: str) -> str:
@@ -51,15 +49,6 @@ def fetch(uri: str) -> Path:
     if not path.is_file():
         local.read(path)  # raises what is the matter
     return path
-
-
-def fetch_many(uris: Iterable[str]) -> list[Path]:
-    """`fetch` for many files at once, in order.
-
-    Raises:
-        StorageError: about the first that cannot be had.
-    """
-    return in_parallel(fetch, uris)
 
 
 def read_bytes(uri: str) -> bytes:
