@@ -56,8 +56,9 @@ class TestContract:
         torch.stack(list(losses.values())).sum().backward()
         dead = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not dead
-        moved = [p for p in model.parameters() if p.grad is not None and p.grad.any()]
-        assert len(moved) > 0.7 * len(list(model.parameters()))  # a level without an instance has none
+        for part, module in model.named_children():  # not each parameter: BN that starts at zero keeps those before it still
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            assert not gradients or any(g.any() for g in gradients), part
 
     def test_different_and_odd_sizes_in_one_batch(self, model: SegmentationModel) -> None:
         model.train()
