@@ -13,13 +13,13 @@ from rich.table import Table
 
 from stratum import storage
 from stratum.cli import run_job
+from stratum.cluster import ray_cluster
 from stratum.inference.batch import BatchSpec, Found, check_cluster, list_work, predict_all
 from stratum.inference.outputs import coco_document
 from stratum.measurements import fit_rosin_rammler, histogram, particles_csv, size_distribution
 from stratum.registry import fetch_package
 from stratum.report.plots import size_plot
 from stratum.tracking import open_run
-from stratum.tuning.cluster import ray_cluster
 from stratum_models.errors import UserError
 from stratum_models.package import Manifest, load_package
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from stratum import storage
-from stratum.cli import run_job
+from stratum.cli import option_pairs, run_job, say
 from stratum.cost import parse_size
 from stratum.data.source import Dataset, DataSpec
 from stratum.data.transforms import AugmentSpec, resolve_augmentation
@@ -191,7 +191,7 @@ def resumed(args: Args) -> tuple[RunSpec, str | None, Args]:
 
 def resume_command(spec: RunSpec) -> str:
     """What to type to go on; the files of a submitted job are gone by then, so that it names the repository's."""
-    from stratum.tuning.cluster import JOB_CONFIG
+    from stratum.cluster import JOB_CONFIG
 
     program = ["python", "jobs/train.py"] if os.environ.get(JOB_CONFIG) else [sys.executable, str(Path(__file__).resolve())]
     return shlex.join([*program, "--storage", spec.storage, "--resume", spec.name])
@@ -271,12 +271,9 @@ def augmentation(args: Args) -> AugmentSpec:
 
 def overrides(model: str, pairs: Sequence[str], size: int) -> dict[str, object]:
     """The options of ``--set``, with the size at which the model predicts."""
-    bad = [pair for pair in pairs if "=" not in pair]
-    if bad:
-        raise UserError(f"--set {bad[0]!r}: write it as option=value, such as head_convs=1")
     known = {f.name for f in fields(resolve_config(model, {}))}
     scale: dict[str, object] = {"input_short": size} if size and "input_short" in known else {}
-    return scale | dict(pair.split("=", 1) for pair in pairs)
+    return scale | option_pairs(pairs)
 
 
 def train(spec: RunSpec, run: Run, *, local: bool) -> TrainResult:
@@ -295,7 +292,7 @@ def train(spec: RunSpec, run: Run, *, local: bool) -> TrainResult:
 @contextmanager
 def cluster(spec: RunSpec) -> Iterator[None]:
     """A Ray that can carry the run, imported only where it is used."""
-    from stratum.tuning.cluster import ray_cluster
+    from stratum.cluster import ray_cluster
 
     with ray_cluster():
         from stratum.training.distributed import check_cluster
@@ -321,11 +318,6 @@ def finish(result: TrainResult, spec: RunSpec, data: Dataset, run: Run, size: tu
     print("\n".join(f"{name:<22} {value:.6g}" for name, value in sorted(result.metrics.items())), flush=True)
     paper = MODELS.get(preset(spec.model.preset).paper or "")
     print("\n" + index_table([{"name": spec.name, "metrics": result.metrics, "paper": paper}]), flush=True)
-
-
-def say(line: str) -> None:
-    """One line of progress, with the time."""
-    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from stratum.cli import run_job
+from stratum.cli import option_pairs, run_job, say
 from stratum_models.errors import UserError
 
 
@@ -96,9 +95,9 @@ def main(args: Args) -> int:
 
     Ends with a table, a plot of the Pareto front and the winner's package; all of it is also in the sweep's MLflow run.
     """
+    from stratum.cluster import ray_cluster
     from stratum.tracking import check_reachable, tracking_uri
     from stratum.tuning.checks import check_free, check_sweep
-    from stratum.tuning.cluster import ray_cluster
     from stratum.tuning.spec import load_sweep
 
     if args.resume:
@@ -155,7 +154,7 @@ def sweep_spec(args: Args) -> Any:
     from stratum.tuning.spec import SweepSpec
 
     models = tuple(part.strip() for part in args.models.split(",") if part.strip())
-    extra = overrides(args.set)
+    extra: dict[str, object] = {**option_pairs(args.set)}
     if "input_short" in extra:
         raise UserError("--set input_short: say it with --size")
     name = args.name or f"{'models' if models else args.space}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -212,28 +211,15 @@ def with_demo(args: Args) -> Args:
     return replace(args, **untouched)
 
 
-def overrides(pairs: Sequence[str]) -> dict[str, str]:
-    """``("mask_channels=64",)`` as a mapping."""
-    bad = [pair for pair in pairs if "=" not in pair]
-    if bad:
-        raise UserError(f"--set {bad[0]!r}: write it as option=value, such as mask_channels=64")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
 def storage_uri(args: Args) -> str:
     """The folder for results, absolute: a submitted job's own folder is thrown away with the job."""
     import platformdirs
 
     from stratum import storage
-    from stratum.tuning.cluster import JOB_CONFIG
+    from stratum.cluster import JOB_CONFIG
 
     default = platformdirs.user_data_path("stratum") / "runs" if os.environ.get(JOB_CONFIG) else Path("outputs")
     return storage.resolve(args.storage or str(default))
-
-
-def say(line: str) -> None:
-    """One line of progress, with the time."""
-    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
+from datetime import datetime
 from typing import NoReturn, TypeVar
 
 import tyro
@@ -47,6 +48,19 @@ def run_job(main: Callable[[Args], int | None], args_type: type[Args], *, argv: 
     finally:
         signal.signal(signal.SIGTERM, previous)
     sys.exit(code or 0)
+
+
+def say(line: str) -> None:
+    """One line of progress, with the time."""
+    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
+
+
+def option_pairs(pairs: Sequence[str]) -> dict[str, str]:
+    """What ``--set`` was given, ``("mask_channels=64",)``, as a mapping. Raises UserError for what is no pair."""
+    bad = [pair for pair in pairs if "=" not in pair]
+    if bad:
+        raise UserError(f"--set {bad[0]!r}: write it as option=value, such as mask_channels=64")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def quiet_libraries() -> None:

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from stratum import storage
+from stratum.cluster import forwarded_environment, ray_is_local
 from stratum.data.images import IMAGE_SUFFIXES, DepthRule, read_image
 from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
 from stratum.inference.outputs import annotations_of, id_mask, instances_of, output_names, overlay_jpeg, png16, to_float, visible
 from stratum.measurements import Particle, check_scale, measure_instances
 from stratum.training.progress import Say, duration, say_nothing
-from stratum.training.resources import ray_is_local
-from stratum.tuning.cluster import forwarded_environment
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, Prediction
 from stratum_models.optimize import prepare_for_inference

@@ -66,7 +66,7 @@ def annotations_of(prediction: InstancePrediction) -> list[dict[str, Any]]:
     return [
         {
             "category_id": label + 1,
-            "segmentation": {"size": [int(side) for side in prediction.masks.shape[1:]], "counts": _text(code["counts"])},
+            "segmentation": {"size": [int(side) for side in prediction.masks.shape[1:]], "counts": rle.text(code)},
             "bbox": [round(x0, 2), round(y0, 2), round(x1 - x0, 2), round(y1 - y0, 2)],
             "area": rle.area(code),
             "score": round(score, 5),
@@ -102,7 +102,3 @@ def output_names(names: Collection[str]) -> dict[str, str]:
 def to_float(image: Tensor) -> Tensor:
     """``uint8`` pixels as the models take them: ``float32`` in 0..1."""
     return image.to(torch.float32) / 255
-
-
-def _text(counts: object) -> str:
-    return counts.decode("ascii") if isinstance(counts, bytes) else str(counts)

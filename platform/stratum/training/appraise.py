@@ -14,10 +14,10 @@ from stratum.report.plots import training_plot
 from stratum.training.engine import TrainResult
 from stratum.training.spec import RunSpec
 from stratum_models.catalog import build_model
+from stratum_models.interface import SegmentationModel
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import MANIFEST_FILE, load_manifest, load_package
 
-RESIZING = ("input_short", "input_long")  # options that change an image's size before the network sees it
 TIMED_IMAGES = 4
 
 
@@ -27,21 +27,31 @@ def measured_costs(result: TrainResult, spec: RunSpec, data: Dataset, size: tupl
     Latency is the median over validation images that are scaled to the size; nothing else should run meanwhile.
     """
     assert result.package is not None
-    folder = storage.fetch_tree(result.package)
-    loaded = load_package(folder)
-    overrides = {name: value for name, value in loaded.manifest.overrides.items() if name not in RESIZING}
-    model = build_model(loaded.manifest.preset, num_classes=loaded.manifest.num_classes, overrides=overrides)
-    model.load_state_dict(loaded.model.state_dict())
     device = "cuda" if spec.use_gpu and torch.cuda.is_available() else "cpu"
-    images = [scaled(data.val[index].image, size) for index in range(min(TIMED_IMAGES, len(data.val)))]
-    timing = cost.time_models({spec.name: prepare_for_inference(model.eval().to(device))}, images, repeats=9)[spec.name]
+    model = prepare_for_inference(timed_model(result.package).to(device))
+    timing = cost.time_models({spec.name: model}, timed_images(data, size), repeats=9)[spec.name]
+    overrides = cost.unresized(spec.model.overrides)
     memory = cost.peak_memory(cost.MemoryRequest(preset=spec.model.preset, overrides=overrides, size=size, device=device))
     return {
-        **cost.preset_cost(spec.model.preset, size, num_classes=loaded.manifest.num_classes, overrides=overrides),
-        "cost/size_mb": cost.package_bytes(folder) / 2**20,  # of the package as it is stored, which --half makes smaller
+        **cost.preset_cost(spec.model.preset, size, num_classes=len(data.classes), overrides=overrides),
+        "cost/size_mb": cost.package_bytes(storage.fetch_tree(result.package)) / 2**20,  # as stored: --half makes it smaller
         "cost/latency_ms": timing.latency_ms,
         "cost/infer_memory_mb": memory.infer_mb,
     }
+
+
+def timed_model(package: str) -> SegmentationModel:
+    """A package's network with its weights, taking images at the size they have."""
+    loaded = load_package(storage.fetch_tree(package))
+    manifest = loaded.manifest
+    model = build_model(manifest.preset, num_classes=manifest.num_classes, overrides=cost.unresized(manifest.overrides))
+    model.load_state_dict(loaded.model.state_dict())
+    return model.eval()
+
+
+def timed_images(data: Dataset, size: tuple[int, int]) -> list[torch.Tensor]:
+    """A few validation images, scaled to the size that is named."""
+    return [scaled(data.val[index].image, size) for index in range(min(TIMED_IMAGES, len(data.val)))]
 
 
 def store_costs(package: str, costs: Mapping[str, float]) -> None:

@@ -21,12 +21,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stratum import storage
+from stratum.cluster import ray_is_local
 from stratum.tracking import RunLogger
 from stratum.training.engine import TrainResult
 from stratum.training.errors import NonFiniteLossError
 from stratum.training.journal import open_journal
 from stratum.training.progress import Say, say_on_stdout
-from stratum.training.resources import ray_is_local
 from stratum.training.run import execute, run_folder
 from stratum.training.spec import RunSpec
 from stratum_models.errors import UserError

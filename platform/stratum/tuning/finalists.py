@@ -9,17 +9,14 @@ from typing import Any
 import ray
 import torch
 
-from stratum import cost, storage
+from stratum import cost
 from stratum.data.source import load_data
-from stratum.training.appraise import TIMED_IMAGES, scaled, store_costs
+from stratum.training.appraise import store_costs, timed_images, timed_model
 from stratum.tuning.pareto import OBJECTIVES, pareto_front
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.sweep import TrialRow
-from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
-from stratum_models.interface import SegmentationModel
 from stratum_models.optimize import prepare_for_inference
-from stratum_models.package import load_package
 
 logger = logging.getLogger(__name__)
 SEARCH_FINALISTS = 6
@@ -87,24 +84,14 @@ def keep_costs(rows: Sequence[TrialRow], costs: Mapping[str, Mapping[str, float]
             store_costs(row.package, {name: value for name, value in row.metrics.items() if name.startswith("cost/")})
 
 
-def timed_model(finalist: Finalist) -> SegmentationModel:
-    """The package's network with its weights, taking images at the size they have."""
-    loaded = load_package(storage.fetch_tree(finalist.package))
-    manifest = loaded.manifest
-    model = build_model(finalist.preset, num_classes=manifest.num_classes, overrides=cost.unresized(manifest.overrides))
-    model.load_state_dict(loaded.model.state_dict())
-    return model.eval()
-
-
 def _measure(finalists: list[Finalist], sweep: SweepSpec) -> dict[str, dict[str, float]]:
     """The body of the Ray task."""
     device = "cuda" if sweep.base.use_gpu else "cpu"
     threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
     torch.set_num_threads(threads)
-    models = {f.name: prepare_for_inference(timed_model(f).to(device)) for f in finalists}
+    models = {f.name: prepare_for_inference(timed_model(f.package).to(device)) for f in finalists}
     data = load_data(sweep.base.data)
-    images = [scaled(data.val[index].image, sweep.cost_size) for index in range(min(TIMED_IMAGES, len(data.val)))]
-    timings = cost.time_models(models, images, repeats=sweep.timing_rounds)
+    timings = cost.time_models(models, timed_images(data, sweep.cost_size), repeats=sweep.timing_rounds)
     del models
     found: dict[str, dict[str, float]] = {}
     for finalist in finalists:

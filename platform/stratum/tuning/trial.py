@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from stratum.tracking import Run, open_run
 from stratum.training.appraise import draw_figures
 from stratum.training.distributed import run_distributed
 from stratum.training.engine import TrainResult
-from stratum.training.run import RUN_FILE, claim, claimed, run_folder
-from stratum.training.spec import RunSpec, to_dict
+from stratum.training.run import RUN_FILE, claim, claimed, parameters, run_folder
+from stratum.training.spec import RunSpec
 from stratum.tuning.space import Variant
 from stratum.tuning.spec import SweepSpec
-from stratum_models.catalog import resolve_config
 from stratum_models.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -118,12 +116,6 @@ def log_figures(run: Run, result: TrainResult, spec: RunSpec) -> None:
             logger.warning("%s: no figures: %s", spec.name, error)
         for path in sorted(Path(folder).iterdir()):
             run.log_artifact(path, "evaluation")
-
-
-def parameters(spec: RunSpec) -> dict[str, Any]:
-    """What MLflow shows of a run: the spec with every option of the network, so that runs can be compared whatever they override."""
-    model = {**asdict(spec.model), "overrides": asdict(resolve_config(spec.model.preset, spec.model.overrides))}
-    return {**to_dict(spec), "model": model}
 
 
 def static_costs(variant: Variant, sweep: SweepSpec) -> dict[str, float]:

@@ -12,14 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from stratum.training.resources import LOCAL
-
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 GCS_PORT = "RAY_GCS_SERVER_PORT"
 # RAY_ADDRESS: Tune frees the workers of a stopped trial through Ray's state API, which looks for a cluster by itself; where there is more
 # than one on a machine, it finds none unless it is told.
 FORWARDED = ("AWS_", "MLFLOW_", "STRATUM_", START_TIMEOUT, "RAY_ADDRESS")  # what workers need of the driver's environment
+LOCAL = "STRATUM_LOCAL_RAY"  # "1" in the driver and the workers of a Ray that a job started for itself
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+
+
+def ray_is_local() -> bool:
+    """Whether Ray is this machine's own, where what is missing never comes; a cluster may grow.
+
+    Workers of a local Ray have a ``RAY_ADDRESS`` too, so that alone does not tell.
+    """
+    return os.environ.get(LOCAL) == "1" or os.environ.get("RAY_ADDRESS", "local") in ("", "local")
 
 
 @contextmanager
