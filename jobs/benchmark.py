@@ -13,6 +13,7 @@ from rich.table import Table
 
 from stratum import cost, storage
 from stratum.cli import run_job
+from stratum.memory import MemoryRequest, peak_memory
 from stratum.registry import fetch_package
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.errors import UserError
@@ -205,8 +206,8 @@ def _found(model: SegmentationModel, images: list[torch.Tensor]) -> float | None
 
 def _add_memory(records: list[dict[str, Any]], subjects: list[Subject], args: Args, size: tuple[int, int]) -> None:
     for record, subject in zip(records, subjects, strict=True):
-        use = cost.peak_memory(
-            cost.MemoryRequest(
+        use = peak_memory(
+            MemoryRequest(
                 preset=subject.preset,
                 overrides=subject.overrides,
                 size=size,

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -12,9 +12,10 @@ from pathlib import Path
 
 from stratum import storage
 from stratum.cli import option_pairs, run_job, say
+from stratum.cluster import JOB_CONFIG, results_folder
 from stratum.cost import parse_size
 from stratum.data.source import Dataset, DataSpec
-from stratum.data.transforms import AugmentSpec, resolve_augmentation
+from stratum.data.transforms import AugmentSpec, prediction_size, resolve_augmentation
 from stratum.report.tables import index_table
 from stratum.tracking import Run, check_reachable, open_run, tracking_uri, ui_command
 from stratum.training.engine import TrainResult
@@ -55,8 +56,8 @@ class Args:
     """Seed of that split."""
     skip_broken: bool = False
     """Go on without images and labels that are missing or broken."""
-    storage: str = "outputs"
-    """URI of the folder for results."""
+    storage: str = ""
+    """URI of the folder for results; by default ./outputs, in a submitted job a folder of the user's own."""
     experiment: str = "train"
     """MLflow's experiment."""
     name: str = ""
@@ -69,12 +70,13 @@ class Args:
     """Model options, such as head_convs=1."""
     init: str = ""
     """Package to fine-tune: a folder, s3://..., models:/name@champion or runs:/id/package. Other classes are allowed."""
-    backbone_weights: str = ""
-    """"imagenet", a local file or a URI; random where it is empty."""
+    backbone_weights: str = "none"
+    """"imagenet", a local file or a URI; "none" for random ones."""
     epochs: int = 100
     """Passes over the training images."""
     size: int = 256
-    """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are."""
+    """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are. The "paper"
+    augmentation has sizes of its own."""
     augment: str = "strong"
     """Augmentation preset: none, paper or strong."""
     crop: int = 0
@@ -183,7 +185,7 @@ def main(args: Args) -> int:
 
 def resumed(args: Args) -> tuple[RunSpec, str | None, Args]:
     """The run that ``--resume`` names, its MLflow run, and the flags with the options that it was started with."""
-    folder = storage.join(storage.resolve(args.storage), args.resume)
+    folder = storage.join(results_folder(args.storage), args.resume)
     spec, run_id = claimed(folder)
     known = {name: value for name, value in claimed_options(folder).items() if name in JOB_OPTIONS}
     return spec, run_id, replace(args, **known)
@@ -191,8 +193,6 @@ def resumed(args: Args) -> tuple[RunSpec, str | None, Args]:
 
 def resume_command(spec: RunSpec) -> str:
     """What to type to go on; the files of a submitted job are gone by then, so that it names the repository's."""
-    from stratum.cluster import JOB_CONFIG
-
     program = ["python", "jobs/train.py"] if os.environ.get(JOB_CONFIG) else [sys.executable, str(Path(__file__).resolve())]
     return shlex.join([*program, "--storage", spec.storage, "--resume", spec.name])
 
@@ -232,13 +232,13 @@ def run_spec(args: Args) -> RunSpec:
         ),
         model=ModelSpec(
             preset=name,
-            overrides=options | overrides(name, args.set, args.size),
+            overrides=options | overrides(name, args),
             init=args.init or None,
-            backbone_weights=args.backbone_weights or None,
+            backbone_weights=args.backbone_weights,
         ),
         train=train_spec,
         augment=augmentation(args),
-        storage=args.storage,
+        storage=results_folder(args.storage),
         experiment=args.experiment,
         name=args.name or f"{name}-{datetime.now():%Y%m%d-%H%M%S}",
         num_workers=max(args.workers, 1),
@@ -269,11 +269,11 @@ def augmentation(args: Args) -> AugmentSpec:
     return spec if args.scale is None else replace(spec, scale_range=args.scale)
 
 
-def overrides(model: str, pairs: Sequence[str], size: int) -> dict[str, object]:
+def overrides(model: str, args: Args) -> dict[str, object]:
     """The options of ``--set``, with the size at which the model predicts."""
     known = {f.name for f in fields(resolve_config(model, {}))}
-    scale: dict[str, object] = {"input_short": size} if size and "input_short" in known else {}
-    return scale | option_pairs(pairs)
+    scale = {name: value for name, value in prediction_size(args.augment, args.size).items() if name in known}
+    return scale | option_pairs(args.set)
 
 
 def train(spec: RunSpec, run: Run, *, local: bool) -> TrainResult:

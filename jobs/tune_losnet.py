@@ -1,11 +1,9 @@
 """The sweep over LosNet: the paper's ablation grid, a search of the joint space, or presets side by side."""
 
-import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from stratum.cli import option_pairs, run_job, say
@@ -41,15 +39,15 @@ class Args:
     epochs: int = 60
     """Epochs of a trial."""
     size: int = 256
-    """Images are scaled to about this many pixels on their shorter side, in training and in validation."""
+    """Images are scaled to about this many pixels on their shorter side, in training and in validation; "paper" has sizes of its own."""
     batch: int = 8
     """Images of an optimiser step."""
     learning_rate: float = 2e-3
     """Peak learning rate (AdamW, cosine); a search varies it by a factor of 4 either way."""
     augment: str = "strong"
     """Augmentation preset: none, paper or strong."""
-    backbone_weights: str = ""
-    """"imagenet", a local file or a URI; random where it is empty."""
+    backbone_weights: str = "none"
+    """"imagenet", a local file or a URI; "none" for random ones."""
     set: tuple[str, ...] = ()
     """Model options of every trial, such as mask_channels=64."""
     workers: int = 1
@@ -68,6 +66,10 @@ class Args:
     """Height x width that multiply-adds, latency and memory refer to."""
     register: str = "losnet"
     """Name of the winner in MLflow's registry; "none" leaves it out."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the networks' arithmetic in training; bf16 is fast on new GPUs, and on CPUs that have it (avx512_bf16, amx_bf16)."""
+    channels_last: bool = False
+    """Keep colours innermost in memory, which convolutions on many GPUs and CPUs are faster with."""
     evaluate_every: int = 5
     """Epochs between evaluations."""
     seed: int = 0
@@ -95,13 +97,13 @@ def main(args: Args) -> int:
 
     Ends with a table, a plot of the Pareto front and the winner's package; all of it is also in the sweep's MLflow run.
     """
-    from stratum.cluster import ray_cluster
+    from stratum.cluster import ray_cluster, results_folder
     from stratum.tracking import check_reachable, tracking_uri
     from stratum.tuning.checks import check_free, check_sweep
     from stratum.tuning.spec import load_sweep
 
     if args.resume:
-        sweep, earlier = load_sweep(f"{storage_uri(args)}/{args.resume}")
+        sweep, earlier = load_sweep(f"{results_folder(args.storage)}/{args.resume}")
     else:
         sweep, earlier = sweep_spec(with_demo(args)), None
     grid = sweep.grid()
@@ -145,9 +147,10 @@ def run(sweep: Any, earlier: str | None, *, resume: bool) -> int:
 
 def sweep_spec(args: Args) -> Any:
     """The sweep that the flags describe, with every path absolute."""
+    from stratum.cluster import results_folder
     from stratum.cost import parse_size
     from stratum.data.source import DataSpec
-    from stratum.data.transforms import resolve_augmentation
+    from stratum.data.transforms import prediction_size, resolve_augmentation
     from stratum.training.run import resolved
     from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
     from stratum.tuning.space import parse_tables
@@ -155,8 +158,8 @@ def sweep_spec(args: Args) -> Any:
 
     models = tuple(part.strip() for part in args.models.split(",") if part.strip())
     extra: dict[str, object] = {**option_pairs(args.set)}
-    if "input_short" in extra:
-        raise UserError("--set input_short: say it with --size")
+    if {"input_short", "input_long"} & extra.keys():
+        raise UserError("--set input_short, input_long: say it with --size")
     name = args.name or f"{'models' if models else args.space}-{datetime.now():%Y%m%d-%H%M%S}"
     train = TrainSpec(
         epochs=args.epochs,
@@ -170,13 +173,15 @@ def sweep_spec(args: Args) -> Any:
         evaluate_every=args.evaluate_every,
         checkpoint_every=args.evaluate_every,
         clip_norm=10.0,
+        precision=args.precision,
+        channels_last=args.channels_last,
         mosaic_off_last=min(10, args.epochs // 5),
         seed=args.seed,
     )
     base = RunSpec(
         data=DataSpec(uri=args.data, classes=args.classes, skip_broken=args.skip_broken),
-        model=ModelSpec(preset="losnet", backbone_weights=args.backbone_weights or None),
-        storage=storage_uri(args),
+        model=ModelSpec(preset="losnet", backbone_weights=args.backbone_weights),
+        storage=results_folder(args.storage),
         experiment=args.experiment,
         name=name,
         train=train,
@@ -192,7 +197,7 @@ def sweep_spec(args: Args) -> Any:
         space=args.space,
         tables=parse_tables(args.tables or "all") if args.tables or not models else (),
         models=models,
-        extra={**extra, "input_short": args.size},
+        extra={**extra, **prediction_size(args.augment, args.size)},
         trials=args.trials,
         max_concurrent=args.max_concurrent,
         cost_size=parse_size(args.cost_size),
@@ -209,17 +214,6 @@ def with_demo(args: Args) -> Args:
     plain = Args()
     untouched = {name: value for name, value in DEMO.items() if getattr(args, name) == getattr(plain, name)}
     return replace(args, **untouched)
-
-
-def storage_uri(args: Args) -> str:
-    """The folder for results, absolute: a submitted job's own folder is thrown away with the job."""
-    import platformdirs
-
-    from stratum import storage
-    from stratum.cluster import JOB_CONFIG
-
-    default = platformdirs.user_data_path("stratum") / "runs" if os.environ.get(JOB_CONFIG) else Path("outputs")
-    return storage.resolve(args.storage or str(default))
 
 
 if __name__ == "__main__":

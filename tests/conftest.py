@@ -76,10 +76,21 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store in one sqlite file, to copy: making one runs some fifty migrations."""
+    from stratum.tracking import client_for
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    client_for(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def mlflow_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def mlflow_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> str:
     """The URI of an empty MLflow store of this test's own, set as ``MLFLOW_TRACKING_URI``."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    path = shutil.copy(empty_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{path}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
 

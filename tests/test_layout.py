@@ -41,7 +41,7 @@ def test_imports_run_one_way() -> None:
     ("modules", "forbidden"),
     [
         ("stratum.training.engine stratum.metrics.instance stratum.cost stratum.data.source", "ray"),
-        ("stratum_models.catalog stratum_models.package", "ray mlflow boto3 cloudpathlib stratum"),
+        ("stratum_models.catalog stratum_models.package", "ray mlflow boto3 stratum"),
     ],
 )
 def test_a_fresh_interpreter_loads_only_what_a_layer_may_know(modules: str, forbidden: str) -> None:

@@ -10,7 +10,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import platformdirs
+
+from stratum import storage
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 GCS_PORT = "RAY_GCS_SERVER_PORT"
@@ -63,6 +68,12 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
         os.environ.pop(LOCAL, None)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def results_folder(given: str) -> str:
+    """The URI for results, absolute: what was ``given``, or ``outputs`` here; the folder of a submitted job is thrown away with it."""
+    default = platformdirs.user_data_path("stratum") / "runs" if os.environ.get(JOB_CONFIG) else Path("outputs")
+    return storage.resolve(given or str(default))
 
 
 def forwarded_environment() -> dict[str, str]:

@@ -23,8 +23,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.timeout(900)  # a head, a tracking server and a sweep on two cores
-# Two trials of one epoch: as little as a sweep can be, all the way to the report.
-SWEEP = ["jobs/tune_losnet.py", "--models", "losnet_debug,losnet", "--experiment", "submitted", "--classes", "roca+glomero=ore"]
+# One epoch of each trial: as little as a sweep can be, all the way to the report.
+SWEEP = ["jobs/tune_losnet.py", "--experiment", "submitted", "--classes", "roca+glomero=ore"]
 SWEEP += ["--epochs", "1", "--size", "64", "--batch", "32", "--augment", "none", "--evaluate-every", "1"]
 SWEEP += ["--cost-size", "64x64", "--finalists", "1", "--timing-rounds", "1", "--register", "none"]
 
@@ -164,14 +164,14 @@ def runs_of(uri: str, experiment: str) -> list[Any]:
     return list(client.search_runs([found.experiment_id]))
 
 
-def check_runs(uri: str, experiment: str) -> None:
-    """One parent and two trials, all finished, with the metric that they are compared by."""
+def check_runs(uri: str, experiment: str, *, trials: int) -> None:
+    """One parent and its trials, all finished, with the metric that they are compared by."""
     runs = runs_of(uri, experiment)
-    trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert (len(runs), len(trials)) == (3, 2)
-    assert len({run.data.tags["mlflow.parentRunId"] for run in trials}) == 1
-    assert all("val/mask_ap50" in run.data.metrics for run in trials)
+    assert (len(runs), len(children)) == (trials + 1, trials)
+    assert len({run.data.tags["mlflow.parentRunId"] for run in children}) == 1
+    assert all("val/mask_ap50" in run.data.metrics for run in children)
 
 
 def test_a_request_without_the_token_is_refused(head: Head) -> None:
@@ -184,10 +184,11 @@ def test_a_request_without_the_token_is_refused(head: Head) -> None:
 
 def test_a_sweep_on_local_files(head: Head, shared: Path, tmp_path: Path) -> None:
     tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sweep = [*SWEEP, "--data", str(shared / "data" / "ore_belt"), "--storage", str(tmp_path / "runs"), "--name", "local"]
+    sweep = [*SWEEP, "--models", "losnet_debug", "--data", str(shared / "data" / "ore_belt"), "--storage", str(tmp_path / "runs")]
+    sweep += ["--name", "local"]
     done = submit(head, sweep, {"MLFLOW_TRACKING_URI": tracking})
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    check_runs(tracking, "submitted")
+    check_runs(tracking, "submitted", trials=1)
     assert (tmp_path / "runs" / "local" / "report" / "pareto.png").stat().st_size > 0
     assert "winner: " in done.stdout
 
@@ -198,9 +199,9 @@ def test_a_sweep_on_s3_with_a_tracking_server(head: Head, shared: Path, s3: Any,
     data, runs = f"s3://{s3.bucket()}/ore", f"s3://{s3.bucket()}/runs"
     storage.upload_tree(shared / "data" / "ore_belt", data)
     with tracking_server(tmp_path) as tracking:
-        sweep = [*SWEEP, "--data", data, "--storage", runs, "--name", "remote"]
+        sweep = [*SWEEP, "--models", "losnet_debug,losnet", "--data", data, "--storage", runs, "--name", "remote"]
         done = submit(head, sweep, {**s3.env, "MLFLOW_TRACKING_URI": tracking})
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-        check_runs(tracking, "submitted")
+        check_runs(tracking, "submitted", trials=2)
     assert storage.exists(f"{runs}/remote/report/pareto.png")
     assert [uri for uri in storage.list_files(runs) if uri.endswith("package/weights.safetensors")]

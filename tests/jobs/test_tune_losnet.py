@@ -127,8 +127,9 @@ def test_bad_input_ends_with_one_line_and_writes_nothing(
 
 
 def test_s3_without_credentials_leaves_no_store_behind(
-    tmp_path: Path, mlflow_sqlite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     job = load_job("tune_losnet")
@@ -148,13 +149,27 @@ def test_the_demo_fills_in_what_is_not_given() -> None:
     assert all(getattr(filled, name) == value for name, value in job.DEMO.items() if name != "epochs")
 
 
-def test_results_of_a_submitted_job_do_not_go_into_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    job = load_job("tune_losnet")
+@pytest.mark.parametrize("name", ["tune_losnet", "train"])
+def test_results_of_a_submitted_job_do_not_go_into_its_folder(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = load_job(name)
+
+    def place(**flags: str) -> str:
+        if name == "train":
+            return str(job.run_spec(job.Args(**flags)).storage)
+        return str(job.sweep_spec(job.Args(**flags)).base.storage)
+
     monkeypatch.chdir(tmp_path)
-    assert job.storage_uri(job.Args()) == str(tmp_path / "outputs")
+    assert place() == str(tmp_path / "outputs")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert not job.storage_uri(job.Args()).startswith(str(tmp_path))
-    assert job.storage_uri(job.Args(storage="s3://bucket/runs")) == "s3://bucket/runs"
+    assert not place().startswith(str(tmp_path))
+    assert place(storage="s3://bucket/runs") == "s3://bucket/runs"
+
+
+def test_the_papers_augmentation_is_judged_at_the_papers_size() -> None:
+    job = load_job("tune_losnet")
+    paper = job.sweep_spec(job.Args(augment="paper")).extra
+    assert (paper["input_short"], paper["input_long"]) == (480, 640)
+    assert job.sweep_spec(job.Args(size=320)).extra == {"input_short": 320}
 
 
 def load_job(name: str) -> Any:

@@ -242,7 +242,7 @@ def test_missing_backbone_file_is_named() -> None:
 
 
 def test_unreachable_hub_names_the_two_other_ways(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment at import alone
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"could not be fetched.*local file or s3:// URI.*backbone-weights none"):
         build_model("losnet", num_classes=1, backbone_weights="imagenet")

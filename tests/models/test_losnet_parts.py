@@ -7,18 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
+from torchvision.ops import masks_to_boxes
 
 from stratum_models.errors import UserError
 from stratum_models.interface import InstanceTarget
 from stratum_models.losnet.backbone import build_backbone
+from stratum_models.losnet.canvas import around_masks, make_canvas
 from stratum_models.losnet.config import LosNetConfig
-from stratum_models.losnet.dynamic_mask import NUM_PARAMS, dynamic_masks
+from stratum_models.losnet.dynamic_mask import NUM_PARAMS, dynamic_masks, windowed_masks
 from stratum_models.losnet.fpn import FeaturePyramid
 from stratum_models.losnet.head import DetectionHead
 from stratum_models.losnet.losses import DetectionTargets, detection_losses, dice_loss, sample_positives
 from stratum_models.losnet.mask_branch import MaskBranch
 from stratum_models.losnet.model import half_size_masks
-from stratum_models.losnet.postprocess import around_masks, final_scores, paste_masks, select
+from stratum_models.losnet.postprocess import final_scores, select
 from stratum_models.losnet.targets import assign, box_distances, centerness, decode_boxes, make_locations
 
 STRIDES = (8, 16, 32)
@@ -124,6 +127,24 @@ def test_dynamic_masks_agree_with_loops() -> None:
     for i in range(4):
         expected = reference_mask(features[image[i]].numpy(), params[i].numpy(), tuple(where[i].tolist()), scales[i].item())
         np.testing.assert_allclose(found[i].numpy(), expected, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.integers(3, 40), st.integers(3, 40), st.integers(1, 12))
+def test_masks_in_windows_are_those_of_the_whole_image(data: st.DataObject, height: int, width: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(height * 41 + width)
+    features = torch.randn(2, 8, height, width, dtype=torch.float64, generator=generator)
+    params = torch.randn(count, 169, dtype=torch.float64, generator=generator)
+    image = torch.arange(count) * 2 // count  # ascending
+    where = 8 * torch.rand(count, 2, dtype=torch.float64, generator=generator) * torch.tensor([width, height])
+    scales = torch.full((count,), 64.0)
+    sides = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1), st.integers(1, height), st.integers(1, width))
+    corners = data.draw(st.lists(sides, min_size=count, max_size=count))
+    windows = torch.tensor([(y, x, min(y + h, height), min(x + w, width)) for y, x, h, w in corners])
+    whole = dynamic_masks(features, image, params, where, scales, 8)
+    found = windowed_masks(features, image, params, where, scales, 8, windows)
+    for mask, part, (top, left, bottom, right) in zip(whole, found, windows.tolist(), strict=True):
+        assert torch.allclose(part, mask[top:bottom, left:right], atol=1e-9)
 
 
 def test_sparse_controller_equals_the_dense_convolution() -> None:
@@ -248,14 +269,39 @@ def test_selection_keeps_the_best_outside_the_padding() -> None:
 def test_pasted_masks_equal_interpolation_of_everything(height: int, width: int) -> None:
     logits = torch.randn(1, 1, 9, 9, generator=torch.Generator().manual_seed(height * 71 + width))
     whole = torch.tensor([[0.0, 0.0, width, height]])
-    found = paste_masks(logits[0], whole, (9.0, 9.0), (height, width))
+    canvas = make_canvas(whole, (9, 9), (9.0, 9.0), (height, width))
+    assert canvas.windows.tolist() == [[0, 0, 9, 9]]
+    found = canvas.paint(logits[0])
     expected = torch.nn.functional.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)[0]
     differing = (found != (expected > 0)) & (expected.abs() > 1e-4)
     assert not differing.any()
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(20, 70), st.integers(20, 70), st.floats(5, 9), st.floats(-30, 90), st.floats(-30, 90), st.floats(0.5, 60))
+def test_a_mask_near_its_box_is_that_part_of_the_whole(
+    height: int, width: int, visible: float, left: float, top: float, side: float
+) -> None:
+    logits = torch.randn(9, 9, generator=torch.Generator().manual_seed(height * 71 + width))
+    box = torch.tensor([[left, top, left + side, top + side]]).clamp(min=0).minimum(torch.tensor([width, height] * 2))
+    canvas = make_canvas(box, (9, 9), (visible, visible), (height, width))
+    ((y0, x0, y1, x1),) = canvas.windows.tolist()
+    assert 0 <= y0 < y1 <= 9
+    assert 0 <= x0 < x1 <= 9
+    found = canvas.paint([logits[y0:y1, x0:x1]])[0].numpy()
+    rows, columns = ((np.arange(n) + 0.5) * visible / n - 0.5 for n in (height, width))
+    expected = map_coordinates(logits.numpy(), np.meshgrid(rows, columns, indexing="ij"), order=1, mode="nearest")
+    xa, ya, xb, yb = canvas.frames[0].tolist()
+    inside = np.zeros((height, width), dtype=bool)
+    inside[ya : max(yb, ya), xa : max(xb, xa)] = True
+    assert not (found & ~inside).any()
+    assert not ((found != (expected > 0)) & inside & (np.abs(expected) > 1e-4)).any()
+
+
 def test_masks_stay_near_their_boxes() -> None:
-    found = paste_masks(torch.ones(1, 8, 8), torch.tensor([[20.0, 20.0, 40.0, 30.0]]), (8.0, 8.0), (64, 64))
+    canvas = make_canvas(torch.tensor([[20.0, 20.0, 40.0, 30.0]]), (8, 8), (8.0, 8.0), (64, 64))
+    assert canvas.windows.tolist() == [[1, 1, 5, 6]]  # pixels 19 to 30 lie between the centres of cells 1 and 4, 18 to 41 of 1 and 5
+    found = canvas.paint([torch.ones(4, 5)])
     ys, xs = found[0].nonzero(as_tuple=True)
     assert (xs.min(), xs.max(), ys.min(), ys.max()) == (18, 41, 19, 30)
 
@@ -265,6 +311,11 @@ def test_tight_boxes_hold_their_masks() -> None:
     masks[0, 3:9, 11:14] = True
     given = torch.tensor([[0.0, 0.0, 30.0, 20.0], [1.0, 2.0, 3.0, 4.0]])
     assert around_masks(masks, given).tolist() == [[11.0, 3.0, 14.0, 9.0], [1.0, 2.0, 3.0, 4.0]]
+    assert around_masks(masks[:0], given[:0]).shape == (0, 4)
+    scattered = torch.rand(16, 20, 30, generator=torch.Generator().manual_seed(0)) > 0.99
+    scattered[:, 7, 5] = True
+    inclusive = masks_to_boxes(scattered)
+    assert torch.equal(around_masks(scattered, inclusive), inclusive + torch.tensor([0, 0, 1, 1]))
 
 
 def test_pyramid_without_its_convolutions_is_lateral_sums() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from stratum import cost
+from stratum.memory import MemoryRequest, example_target, peak_memory
 from stratum_models.catalog import build_model, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.interface import InstanceTarget, Prediction, SegmentationModel, SemanticPrediction, Target
@@ -121,18 +122,18 @@ def test_images_take_turns() -> None:
 
 
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
-    small = cost.MemoryRequest(preset="losnet_debug", size=(64, 64), train_batch=1, threads=1)
-    use = cost.peak_memory(small)
+    small = MemoryRequest(preset="losnet_debug", size=(64, 64), train_batch=1, threads=1)
+    use = peak_memory(small)
     assert use.train_mb is not None
     assert use.train_step_ms is not None
     assert 0 < use.infer_mb < 300
     assert use.train_mb >= use.infer_mb * 0.5
-    more = cost.MemoryRequest(preset="losnet_debug", size=(640, 640), threads=1)
-    assert cost.peak_memory(more).infer_mb > use.infer_mb
+    more = MemoryRequest(preset="losnet_debug", size=(640, 640), threads=1)
+    assert peak_memory(more).infer_mb > use.infer_mb
 
 
 def test_memory_is_that_of_the_network_and_not_of_its_making() -> None:
-    use = cost.peak_memory(cost.MemoryRequest(preset="condinst_r50", size=(64, 64), threads=1))
+    use = peak_memory(MemoryRequest(preset="condinst_r50", size=(64, 64), threads=1))
     weights = cost.state_bytes(build_model("condinst_r50", num_classes=1)) / 2**20
     assert weights * 0.9 < use.infer_mb < weights * 1.8  # fusing works on a copy: for a while the weights are there twice
 
@@ -143,7 +144,7 @@ def test_costs_are_those_of_the_size_that_is_named() -> None:
 
 def test_a_failed_measurement_names_its_reason() -> None:
     with pytest.raises(UserError, match="no_such"):
-        cost.peak_memory(cost.MemoryRequest(preset="no_such", size=(64, 64)))
+        peak_memory(MemoryRequest(preset="no_such", size=(64, 64)))
 
 
 @pytest.mark.parametrize("text", ["480", "480x", "x640", "a x b", "8x8", "480x640x3"])
@@ -157,7 +158,7 @@ def test_size_is_height_first() -> None:
 
 
 def test_example_target_fits_its_image() -> None:
-    target = cost.example_target(build_model("losnet_debug", num_classes=1), (96, 128))
+    target = example_target(build_model("losnet_debug", num_classes=1), (96, 128))
     assert isinstance(target, InstanceTarget)
     assert target.masks.shape == (16, 96, 128)
     assert torch.equal(

@@ -5,6 +5,8 @@ Three 1x1 layers of 8 channels over the 8 mask features and 2 relative coordinat
 Shapes: ``B`` images, ``M`` instances of all of them, ``H`` and ``W`` the size of the mask features.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +15,8 @@ from stratum_models.losnet.config import CODE_CHANNELS
 from stratum_models.losnet.losses import full_precision
 
 LAYERS = ((CODE_CHANNELS + 2, CODE_CHANNELS), (CODE_CHANNELS, CODE_CHANNELS), (CODE_CHANNELS, 1))
+SMALLEST_WINDOW = 8  # pixels of the mask features
+MOST_PIXELS = 2**17  # of the windows that go through the layers together: what fits into a cache
 NUM_PARAMS = sum(fan_in * fan_out + fan_out for fan_in, fan_out in LAYERS)
 
 
@@ -46,7 +50,7 @@ def dynamic_masks(features: Tensor, image: Tensor, params: Tensor, locations: Te
     height, width = features.shape[-2:]
     with torch.autocast(features.device.type, enabled=False):
         weights, biases = split_params(full_precision(params))
-        shared = torch.cat([_grid(features, stride), full_precision(features)], dim=1).flatten(2)  # [B, 10, H W]
+        shared = _with_grid(features, stride).flatten(2)  # [B, 10, H W]
         kernel, bias = _absolute(weights[0], biases[0], locations.to(shared.dtype), scales.to(shared.dtype))
         counts = torch.bincount(image, minlength=len(features)).tolist()
         first = zip(shared, torch.split(kernel, counts), torch.split(bias, counts), strict=True)
@@ -58,14 +62,60 @@ def dynamic_masks(features: Tensor, image: Tensor, params: Tensor, locations: Te
     return x.view(-1, height, width)
 
 
-def _grid(features: Tensor, stride: int) -> Tensor:
-    """The x and y of the centre of each pixel, in pixels of the image: ``[B, 2, H, W]``."""
+def windowed_masks(
+    features: Tensor, image: Tensor, params: Tensor, locations: Tensor, scales: Tensor, stride: int, windows: Tensor
+) -> list[Tensor]:
+    """What :func:`dynamic_masks` gives inside a window of each instance, without the rest of the image.
+
+    A stone covers a thousandth of its image. Windows are widened to squares whose sides are powers of two; those of one size, from all
+    images, go through the three layers together.
+
+    Args:
+        features, image, params, locations, scales, stride: as in :func:`dynamic_masks`; ``image`` in any order.
+        windows: int64 ``[M, 4]`` on the CPU: top, left, bottom, right in pixels of the mask features, none empty.
+
+    Returns:
+        for each instance ``[bottom - top, right - left]``.
+    """
+    height, width = features.shape[-2:]
+    found: list[Tensor] = [features.new_empty(0)] * len(windows)
+    with torch.autocast(features.device.type, enabled=False):
+        weights, biases = split_params(full_precision(params))
+        pixels = _with_grid(features, stride).permute(0, 2, 3, 1).reshape(-1, CODE_CHANNELS + 2)  # [B H W, 10]
+        kernel, bias = _absolute(weights[0], biases[0], locations.to(pixels.dtype), scales.to(pixels.dtype))
+        layers = [(k.transpose(1, 2), b[:, None]) for k, b in zip((kernel, *weights[1:]), (bias, *biases[1:]), strict=True)]
+        for chosen, rows, columns in _same_size(windows, height, width):
+            side = (rows.to(features.device), columns.to(features.device))
+            cell = image[chosen, None, None] * (height * width) + side[0][:, :, None] * width + side[1][:, None]  # [m, h, w]
+            x = pixels[cell.flatten()].view(len(chosen), -1, CODE_CHANNELS + 2)
+            for depth, (k, b) in enumerate(layers):
+                x = torch.baddbmm(b[chosen], F.relu(x) if depth else x, k[chosen])
+            logits = x.view(len(chosen), rows.shape[1], columns.shape[1])
+            first = torch.stack([rows[:, 0], columns[:, 0]], dim=1).repeat(1, 2)
+            for i, logit, (top, left, bottom, right) in zip(chosen.tolist(), logits, (windows[chosen] - first).tolist(), strict=True):
+                found[i] = logit[top:bottom, left:right]
+    return found
+
+
+def _same_size(windows: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Groups of windows ``[M, 4]``: which they are ``[m]``, and the rows ``[m, h]`` and columns ``[m, w]`` that they are widened to."""
+    longest = (windows[:, 2:] - windows[:, :2]).amax(1).clamp(min=SMALLEST_WINDOW)
+    sides = 2 ** longest.to(torch.float32).log2().ceil().long()
+    for side in sorted(set(sides.tolist())):
+        h, w = min(side, height), min(side, width)
+        for chosen in (sides == side).nonzero()[:, 0].split(max(1, MOST_PIXELS // (h * w))):
+            top, left = windows[chosen, 0].clamp(max=height - h), windows[chosen, 1].clamp(max=width - w)
+            yield chosen, top[:, None] + torch.arange(h), left[:, None] + torch.arange(w)
+
+
+def _with_grid(features: Tensor, stride: int) -> Tensor:
+    """The x and y of the centre of each pixel, in pixels of the image, and the features: ``[B, 10, H, W]``."""
     count, _, height, width = features.shape
     dtype = full_precision(features).dtype
     ys = (torch.arange(height, device=features.device, dtype=dtype) + 0.5) * stride
     xs = (torch.arange(width, device=features.device, dtype=dtype) + 0.5) * stride
     grid = torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)])
-    return grid.expand(count, -1, -1, -1)
+    return torch.cat([grid.expand(count, -1, -1, -1), full_precision(features)], dim=1)
 
 
 def _absolute(weight: Tensor, bias: Tensor, locations: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 Shapes: ``B`` images, ``N`` instances, ``L`` locations, ``M`` instances of the whole batch, ``K`` classes.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -11,12 +12,13 @@ from torch.nn import functional as F
 
 from stratum_models.batching import Normalize, resize_images
 from stratum_models.interface import InstancePrediction, InstanceTarget, Prediction, SegmentationModel, Target
+from stratum_models.losnet.canvas import Canvas, around_masks, make_canvas
 from stratum_models.losnet.config import LosNetConfig
-from stratum_models.losnet.dynamic_mask import dynamic_masks
+from stratum_models.losnet.dynamic_mask import dynamic_masks, windowed_masks
 from stratum_models.losnet.head import DetectionHead, HeadOutput
 from stratum_models.losnet.losses import DetectionTargets, detection_losses, dice_loss, sample_positives
 from stratum_models.losnet.mask_branch import MaskBranch
-from stratum_models.losnet.postprocess import Detections, around_masks, final_scores, paste_masks, select, upsample
+from stratum_models.losnet.postprocess import Detections, final_scores, select, upsample
 from stratum_models.losnet.targets import Assignment, Locations, assign, box_distances, make_locations
 
 MASK_STRIDE = 8  # of the mask features: P3's
@@ -102,16 +104,29 @@ class LosNet(SegmentationModel):
         batch = self.normalize(resized, self.memory_format)
         output, features, locations = self.dense(batch.images)
         found = self.detect(output, locations, batch.sizes)
+        sizes = [(int(x.shape[-2]), int(x.shape[-1])) for x in images]
+        boxes = [_rescaled(d.boxes, inner, size) for d, inner, size in zip(found, batch.sizes, sizes, strict=True)]
+        cells = (int(features.shape[-2]), int(features.shape[-1]))
+        visible = [(height / MASK_STRIDE, width / MASK_STRIDE) for height, width in batch.sizes]
+        canvases = [make_canvas(b, cells, v, size) for b, v, size in zip(boxes, visible, sizes, strict=True)]
+        masks = self._paint(canvases, found, output, features, locations)
+        if self.config.tight_boxes:
+            boxes = [around_masks(m, b) for m, b in zip(masks, boxes, strict=True)]
+        return [InstancePrediction(boxes=b, scores=d.scores, labels=d.labels, masks=m) for b, d, m in zip(boxes, found, masks, strict=True)]
+
+    def _paint(
+        self, canvases: Sequence[Canvas], found: Sequence[Detections], output: HeadOutput, features: Tensor, locations: Locations
+    ) -> list[Tensor]:
+        """The masks of each image, from the dynamic heads of all instances of all images together."""
         image = torch.cat([torch.full_like(d.location, i) for i, d in enumerate(found)])
         where = torch.cat([d.location for d in found])
-        if len(where):
-            logits = self.mask_logits(output, features, image, where, locations).float()
-        else:
-            logits = features.new_zeros(0, *features.shape[-2:])
-        per_image = torch.split(logits, [len(d.location) for d in found])
-        sizes = [(int(x.shape[-2]), int(x.shape[-1])) for x in images]
-        found_in = zip(found, per_image, batch.sizes, sizes, strict=True)
-        return [_finish(d, m, inner, size, tight=self.config.tight_boxes) for d, m, inner, size in found_in]
+        if len(where) == 0:
+            return [canvas.paint([]) for canvas in canvases]
+        params = self.head.control(output, image, where)
+        windows = torch.cat([canvas.windows for canvas in canvases])
+        logits = windowed_masks(features, image, params, locations.points[where], locations.scales[where], MASK_STRIDE, windows)
+        each = iter(logits)
+        return [canvas.paint(list(itertools.islice(each, len(canvas.windows)))) for canvas in canvases]
 
     def detect(self, output: HeadOutput, locations: Locations, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The instances that NMS keeps, image by image, in pixels of the batch."""
@@ -159,12 +174,6 @@ def _instance_target(target: Target) -> InstanceTarget:
     return target
 
 
-def _finish(found: Detections, logits: Tensor, inner: tuple[int, int], size: tuple[int, int], *, tight: bool) -> InstancePrediction:
-    """Boxes and masks of one image from the batch's pixels to its own."""
-    factor = found.boxes.new_tensor([size[1] / inner[1], size[0] / inner[0]]).repeat(2)
-    boxes = found.boxes * factor
-    visible = (inner[0] / MASK_STRIDE, inner[1] / MASK_STRIDE)
-    masks = paste_masks(logits, boxes, visible, size)
-    if tight:
-        boxes = around_masks(masks, boxes)
-    return InstancePrediction(boxes=boxes, scores=found.scores, labels=found.labels, masks=masks)
+def _rescaled(boxes: Tensor, inner: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Boxes from the pixels of the batch, where the image has the ``inner`` size, to its own."""
+    return boxes * boxes.new_tensor([size[1] / inner[1], size[0] / inner[0]]).repeat(2)

@@ -1,4 +1,4 @@
-"""From the head's outputs to the instances that are kept, and from mask logits to masks.
+"""From the head's outputs to the instances that are kept.
 
 Shapes: ``B`` images, ``L`` locations, ``K`` classes, ``D`` instances kept of one image.
 """
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, masks_to_boxes
+from torchvision.ops import batched_nms
 
 from stratum_models.losnet.targets import Locations, decode_boxes
-
-BOX_MARGIN = 0.1  # a mask may pass its box by this share of the box's side
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,57 +63,6 @@ def select(
     boxes = torch.minimum(boxes.clamp(min=0), bounds)
     keep = batched_nms(boxes, score, label, nms)[:limit]
     return Detections(boxes=boxes[keep], scores=score[keep], labels=label[keep], location=where[keep])
-
-
-def paste_masks(logits: Tensor, boxes: Tensor, visible: tuple[float, float], size: tuple[int, int]) -> Tensor:
-    """Mask logits at the stride of the mask features to masks at the size of the image.
-
-    Only the surroundings of each box are interpolated: an ore fills a thousandth of its image.
-
-    Args:
-        logits: ``[D, h, w]``.
-        boxes: ``[D, 4]`` in pixels of the image.
-        visible: height and width, in cells of the logits, that the image covers (the rest is padding).
-        size: height and width of the image.
-
-    Returns:
-        bool ``[D, H, W]``.
-    """
-    height, width = size
-    masks = torch.zeros(len(logits), height, width, dtype=torch.bool, device=logits.device)
-    margin = (boxes[:, 2:] - boxes[:, :2]).mul(BOX_MARGIN).clamp(min=1).repeat(1, 2) * boxes.new_tensor([-1, -1, 1, 1])
-    frames = (boxes + margin).round().long().cpu()
-    frames[:, 0::2] = frames[:, 0::2].clamp(0, width)
-    frames[:, 1::2] = frames[:, 1::2].clamp(0, height)
-    rows = _cells(height, visible[0], logits.shape[-2], logits.device)
-    columns = _cells(width, visible[1], logits.shape[-1], logits.device)
-    for mask, logit, (x0, y0, x1, y1) in zip(masks, logits, frames.tolist(), strict=True):
-        if x1 > x0 and y1 > y0:
-            mask[y0:y1, x0:x1] = _bilinear(logit, rows[y0:y1], columns[x0:x1]) > 0
-    return masks
-
-
-def around_masks(masks: Tensor, boxes: Tensor) -> Tensor:
-    """The boxes ``[D, 4]`` around masks ``[D, H, W]``; where a mask is empty, the one that is given."""
-    filled = masks.flatten(1).any(1)
-    tight = boxes.clone()
-    if filled.any():
-        tight[filled] = masks_to_boxes(masks[filled]).to(boxes.dtype) + boxes.new_tensor([0, 0, 1, 1])  # its last pixel is inclusive
-    return tight
-
-
-def _cells(pixels: int, visible: float, cells: int, device: torch.device) -> Tensor:
-    """The position of each pixel's centre among the centres of the cells, ``[pixels]``."""
-    position = (torch.arange(pixels, device=device, dtype=torch.float32) + 0.5) * (visible / pixels) - 0.5
-    return position.clamp(0, cells - 1)
-
-
-def _bilinear(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """``[h, w]`` at the product of fractional ``rows [R]`` and ``columns [C]``: ``[R, C]``."""
-    top, left = rows.floor().long(), columns.floor().long()
-    bottom, right = (top + 1).clamp(max=x.shape[0] - 1), (left + 1).clamp(max=x.shape[1] - 1)
-    across = torch.lerp(x[:, left], x[:, right], (columns - left).to(x.dtype))
-    return torch.lerp(across[top], across[bottom], (rows - top).to(x.dtype)[:, None])
 
 
 def upsample(logits: Tensor, factor: int) -> Tensor:

@@ -82,6 +82,7 @@ STRONG = AugmentSpec(
     min_visible=0.15,
 )
 PRESETS = {"none": NONE, "paper": PAPER, "strong": STRONG}
+PAPER_TEST_SIZE = (480, 640)  # shorter side and longest: the authors' configuration
 
 
 def resolve_augmentation(name: str, size: int | None = None) -> AugmentSpec:
@@ -97,6 +98,13 @@ def resolve_augmentation(name: str, size: int | None = None) -> AugmentSpec:
     if size is None or name == "paper":
         return spec
     return replace(spec, crop=size if spec.crop else None, short_sides=(size,))
+
+
+def prediction_size(name: str, size: int | None = None) -> dict[str, object]:
+    """The model options ``input_short`` and ``input_long`` that fit the augmentation of :func:`resolve_augmentation`."""
+    if name == "paper":
+        return dict(zip(("input_short", "input_long"), PAPER_TEST_SIZE, strict=True))
+    return {"input_short": size} if size else {}
 
 
 class TrainTransform:

@@ -57,7 +57,7 @@ def _send(client: "MlflowClient", run_id: str, item: Item) -> None:
     elif item["op"] == "close_children":
         _close_children(client, run_id, item["experiment_id"])
     elif item["op"] == "finish":
-        client.set_terminated(run_id, item["status"], item["end_time"])
+        _finish(client, run_id, item)
 
 
 def _send_file(client: "MlflowClient", run_id: str, path: Path, folder: str | None) -> None:
@@ -68,10 +68,22 @@ def _send_file(client: "MlflowClient", run_id: str, path: Path, folder: str | No
 
 
 def _send_package(run_id: str, item: Item) -> None:
-    from stratum.registry.packages import log_package  # here: the registry stands on the tracking
+    from stratum.registry.packages import log_package, verified  # here: the registry stands on the tracking
 
-    if Path(item["path"]).exists():
-        log_package(run_id, Path(item["path"]), item["register_as"], uri=item["uri"])
+    folder = Path(item["path"])
+    if not folder.exists():
+        return
+    try:
+        verified(folder)
+    except UserError as error:
+        raise UserError(str(error)) from None  # without its cause, a file that cannot be read: the store is not to blame
+    log_package(run_id, folder, item["register_as"], uri=item["uri"])
+
+
+def _finish(client: "MlflowClient", run_id: str, item: Item) -> None:
+    """End a run. A process that is being killed may take that for a failure: what was marked as killed stays so."""
+    if item["status"] != "FAILED" or client.get_run(run_id).info.status != "KILLED":
+        client.set_terminated(run_id, item["status"], item["end_time"])
 
 
 def _close_children(client: "MlflowClient", run_id: str, experiment_id: str) -> None:

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 from stratum import cost, storage
 from stratum.data.source import Dataset
 from stratum.inference.assess import assess, write_figures
+from stratum.memory import MemoryRequest, peak_memory
 from stratum.report.plots import training_plot
 from stratum.training.engine import TrainResult
 from stratum.training.spec import RunSpec
@@ -31,7 +32,7 @@ def measured_costs(result: TrainResult, spec: RunSpec, data: Dataset, size: tupl
     model = prepare_for_inference(timed_model(result.package).to(device))
     timing = cost.time_models({spec.name: model}, timed_images(data, size), repeats=9)[spec.name]
     overrides = cost.unresized(spec.model.overrides)
-    memory = cost.peak_memory(cost.MemoryRequest(preset=spec.model.preset, overrides=overrides, size=size, device=device))
+    memory = peak_memory(MemoryRequest(preset=spec.model.preset, overrides=overrides, size=size, device=device))
     return {
         **cost.preset_cost(spec.model.preset, size, num_classes=len(data.classes), overrides=overrides),
         "cost/size_mb": cost.package_bytes(storage.fetch_tree(result.package)) / 2**20,  # as stored: --half makes it smaller

@@ -14,6 +14,7 @@ from torch import nn
 from stratum import storage
 from stratum.data.loader import Loader, build_loader
 from stratum.data.source import Dataset, load_data
+from stratum.training.allocator import keep_freed_memory
 from stratum.training.context import Context, LocalContext
 from stratum.training.engine import Log, TrainResult, train
 from stratum.training.evaluation import BEST_METRIC, Evaluator, collect, evaluate, evaluator_for
@@ -85,7 +86,9 @@ def resolved(spec: RunSpec) -> RunSpec:
     model = replace(spec.model, overrides={name: getattr(config, name) for name in spec.model.overrides})
     if model.init and ":" not in model.init:
         model = replace(model, init=storage.resolve(model.init))
-    if model.backbone_weights and model.backbone_weights != "imagenet":
+    if model.backbone_weights in ("", "none"):
+        model = replace(model, backbone_weights=None)
+    elif model.backbone_weights and model.backbone_weights != "imagenet":
         model = replace(model, backbone_weights=storage.resolve(model.backbone_weights))
     return replace(spec, data=replace(spec.data, uri=uri), model=model, storage=storage.resolve(spec.storage))
 
@@ -156,6 +159,8 @@ def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = 
     """
     if spec.threads:
         torch.set_num_threads(spec.threads)
+    if context.device.type == "cpu":
+        keep_freed_memory()
     data = load(spec)
     torch.manual_seed(spec.train.seed)  # every rank starts from the same weights
     model = make_model(spec.model, data.classes)

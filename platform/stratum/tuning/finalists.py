@@ -11,6 +11,7 @@ import torch
 
 from stratum import cost
 from stratum.data.source import load_data
+from stratum.memory import MemoryRequest, peak_memory
 from stratum.training.appraise import store_costs, timed_images, timed_model
 from stratum.tuning.pareto import OBJECTIVES, pareto_front
 from stratum.tuning.spec import SweepSpec
@@ -106,8 +107,8 @@ def _memory(finalist: Finalist, sweep: SweepSpec, options: Mapping[str, Any]) ->
     """Memory of ``predict``, and memory and time of a training step, each in a process of its own; what cannot be measured is left out."""
     shared = {"preset": finalist.preset, "overrides": cost.unresized(finalist.overrides), **options}
     try:
-        infer = cost.peak_memory(cost.MemoryRequest(**shared, size=sweep.cost_size))
-        train = cost.peak_memory(cost.MemoryRequest(**shared, size=_trained_size(sweep), train_batch=sweep.base.train.batch_size))
+        infer = peak_memory(MemoryRequest(**shared, size=sweep.cost_size))
+        train = peak_memory(MemoryRequest(**shared, size=_trained_size(sweep), train_batch=sweep.base.train.batch_size))
     except UserError as error:
         logger.warning("%s: %s", finalist.name, error)
         return {}

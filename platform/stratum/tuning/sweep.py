@@ -28,7 +28,7 @@ from stratum.training.progress import duration
 from stratum.tuning.pareto import OBJECTIVES
 from stratum.tuning.space import search_space
 from stratum.tuning.spec import SweepSpec
-from stratum.tuning.trial import FINISHED, PACKAGE, RUN_ID, TIME, UTILITY, run_trial
+from stratum.tuning.trial import FINISHED, PACKAGE, RUN_ID, TIME, UTILITY, earlier_run, run_trial
 
 NO_CPU = 2**20  # bytes of memory that a trial's function asks for: Tune wants it to ask for something, and CPUs are for its workers
 ENDED = ("TERMINATED", "ERROR")  # Tune's words
@@ -90,12 +90,12 @@ class Watch(Callback):
         else:
             progress = self._progress(trials, trial, ended=True)
             self._say(f"{trial}: stopped early at epoch {int(last.get('epoch', 0))}, others of its age are ahead; {progress}")
-            self._end(last, "FINISHED", {"stratum.stopped_by": "asha"})
+            end_run(self._tracking, last.get(RUN_ID), "FINISHED", self._say, {"stratum.stopped_by": "asha"})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed; the sweep goes on."""
         self._say(f"{trial}: failed: {last_line(trial.get_error())}; {self._progress(trials, trial, ended=True)}")
-        self._end(trial.last_result or {}, "FAILED", {})
+        end_run(self._tracking, (trial.last_result or {}).get(RUN_ID), "FAILED", self._say)
 
     def _progress(self, trials: list[Any], trial: Any, *, ended: bool = False) -> str:
         """How many trials are done, this one too where it ``ended``, and the time left, as far as epochs tell."""
@@ -111,18 +111,6 @@ class Watch(Callback):
     def _share(self, trial: Any) -> float:
         """How much of a trial is behind it, 0 to 1."""
         return 1.0 if trial.status in ENDED else min(1.0, float((trial.last_result or {}).get("epoch", 0)) / self._epochs)
-
-    def _end(self, last: Mapping[str, Any], status: str, tags: Mapping[str, str]) -> None:
-        run_id = last.get(RUN_ID)
-        if not run_id:
-            return
-        try:
-            client = client_for(self._tracking)
-            for key, value in tags.items():
-                client.set_tag(run_id, key, value)
-            client.set_terminated(run_id, status)
-        except Exception as error:  # the store may be away: the sweep goes on, and the parent's end closes this run
-            self._say(f"run {run_id} could not be ended yet: {last_line(error)}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_say": print, "_began": None}
@@ -145,6 +133,9 @@ def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool =
     with _signals() as interrupt:
         grid = tuner.fit()
     rows = [_row(result, trial, sweep, interrupt.is_set()) for result, trial in _results(grid)]
+    for row in rows:
+        if row.state == "interrupted":  # its process went down with its workers, and may have taken that for a failure
+            end_run(tracking, row.run_id, "KILLED", say)
     return rows, interrupt.is_set()
 
 
@@ -155,6 +146,19 @@ def concurrency(sweep: SweepSpec, resources: Mapping[str, float]) -> int:
     if sweep.base.use_gpu:
         room = min(room, resources.get("GPU", 0.0) // workers)
     return sweep.max_concurrent or max(1, int(room))
+
+
+def end_run(tracking: str, run_id: str | None, status: str, say: Say, tags: Mapping[str, str] | None = None) -> None:
+    """End a trial's MLflow run from the driver, where the trial was stopped before it could or has called its own stop a failure."""
+    if not run_id:
+        return
+    try:
+        client = client_for(tracking)
+        for key, value in (tags or {}).items():
+            client.set_tag(run_id, key, value)
+        client.set_terminated(run_id, status)
+    except Exception as error:  # the store may be away: the sweep goes on, and the parent's end closes this run
+        say(f"run {run_id} could not be ended yet: {last_line(error)}")
 
 
 def last_line(error: object) -> str:
@@ -217,7 +221,7 @@ def _row(result: Any, trial: Any, sweep: SweepSpec, interrupted: bool) -> TrialR
         overrides=variant.overrides,
         rows=variant.rows,
         metrics={key: float(value) for key, value in metrics.items() if "/" in key and isinstance(value, int | float)},
-        run_id=metrics.get(RUN_ID),
+        run_id=metrics.get(RUN_ID) or earlier_run(sweep.run_spec(variant, trial.config)),
         package=metrics.get(PACKAGE),
         error=last_line(result.error) if result.error else "",
         learning_rate=sweep.run_spec(variant, trial.config).train.learning_rate,

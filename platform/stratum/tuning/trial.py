@@ -93,7 +93,7 @@ def patient_run(spec: RunSpec, name: str, tags: Mapping[str, str], parent_id: st
 
     Raises UserError where the store stays away.
     """
-    earlier = _earlier_run(spec)
+    earlier = earlier_run(spec)
     with ExitStack() as stack:
         for pause in (*PAUSES, None):
             try:
@@ -136,7 +136,7 @@ def _beside_others(result: TrainResult, spec: RunSpec) -> dict[str, float]:
     return metrics | ({"train/step_ms": 1000 * spec.train.batch_size / statistics.median(rates)} if rates else {})
 
 
-def _earlier_run(spec: RunSpec) -> str | None:
-    """The MLflow run of this trial's earlier attempt."""
+def earlier_run(spec: RunSpec) -> str | None:
+    """The MLflow run of this trial's earlier attempt; None where there was none."""
     folder = run_folder(spec)
     return claimed(folder)[1] if storage.exists(storage.join(folder, RUN_FILE)) else None

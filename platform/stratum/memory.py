@@ -1,0 +1,175 @@
+"""The peak memory of a model, measured in a process of its own: ``python -m stratum.memory``.
+
+It is the growth of the peak resident set (on CUDA, of the allocator's peak), counted from before the network is built, so that its weights
+are in it. What only building and fusing took is not, since the peak is restarted after them. That takes Linux's ``/proc/self/clear_refs``;
+elsewhere on the CPU the figure is the peak of all of it.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+import stratum_models
+from stratum.cost import elapsed_ms, full_load_overrides, noise_image
+from stratum_models.catalog import build_model
+from stratum_models.errors import UserError
+from stratum_models.interface import InstanceTarget, SegmentationModel, SemanticTarget, Target
+
+_MB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    """Growth of the peak memory in MB (2**20 bytes) for one image's ``predict`` and for a training step, and that step's time."""
+
+    infer_mb: float
+    train_mb: float | None
+    train_step_ms: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRequest:
+    """What :func:`peak_memory` measures: a preset built with random weights, at ``(height, width)``; 0 images leave training out."""
+
+    preset: str
+    size: tuple[int, int]
+    num_classes: int = 1
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    train_batch: int = 0
+    device: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 32:
+            raise UserError(f"size {self.size} is too small to measure: give at least 32x32")
+        if self.train_batch < 0:
+            raise UserError(f"train_batch {self.train_batch} is negative: give 0 to leave training out")
+
+
+def peak_memory(request: MemoryRequest, *, timeout_s: float = 600.0) -> MemoryUse:
+    """Measure in a new process. Raises UserError where that process fails, with the last line it wrote."""
+    roots = [str(Path(module).parents[1]) for module in (__file__, stratum_models.__file__ or __file__)]
+    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots + inherited)}
+    command = [sys.executable, "-m", "stratum.memory", json.dumps(asdict(request))]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"memory of {request.preset}: not measured within {timeout_s:.0f} s: use a smaller size or batch") from error
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"memory of {request.preset} could not be measured: {reason}")
+    return MemoryUse(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def example_target(model: SegmentationModel, size: tuple[int, int]) -> Target:
+    """Labels for a training step on an image of ``(height, width)``: a grid of 16 rectangles."""
+    height, width = size
+    if model.task == "semantic":
+        return SemanticTarget(mask=torch.zeros(height, width, dtype=torch.int64))
+    boxes, masks = [], torch.zeros(16, height, width, dtype=torch.bool)
+    for index in range(16):
+        top, left = (index // 4) * height // 4, (index % 4) * width // 4
+        bottom, right = top + height // 5, left + width // 5
+        boxes.append([left, top, right, bottom])
+        masks[index, top:bottom, left:right] = True
+    return InstanceTarget(
+        boxes=torch.tensor(boxes, dtype=torch.float32),
+        labels=torch.zeros(16, dtype=torch.int64),
+        masks=masks,
+        crowd=torch.zeros(16, dtype=torch.bool),
+    )
+
+
+def _measure(request: MemoryRequest) -> MemoryUse:
+    """The body of the process of its own."""
+    from stratum_models.optimize import prepare_for_inference
+
+    torch.manual_seed(0)
+    device = torch.device(request.device)
+    with torch.no_grad():  # a small model first: importing libraries and starting threads is no cost of the measured one
+        build_model("losnet_debug", num_classes=1).to(device).eval().predict([noise_image((64, 64)).to(device)])
+    baseline = _start_peak(device)
+    overrides = full_load_overrides(request.preset, request.overrides)
+    model = build_model(request.preset, num_classes=request.num_classes, overrides=overrides).to(device).eval()
+    model = prepare_for_inference(model)
+    _restart_peak(device)
+    with torch.no_grad():
+        for _ in range(2):  # the first call also makes the caches that stay
+            model.predict([noise_image(request.size).to(device)])
+    infer = _peak_mb(device) - baseline
+    if not request.train_batch:
+        return MemoryUse(infer_mb=infer, train_mb=None, train_step_ms=None)
+    del model
+    _restart_peak(device)
+    model = build_model(request.preset, num_classes=request.num_classes, overrides=request.overrides).to(device).train()
+    step_ms = _training_steps(model, request)
+    return MemoryUse(infer_mb=infer, train_mb=_peak_mb(device) - baseline, train_step_ms=step_ms)
+
+
+def _training_steps(model: SegmentationModel, request: MemoryRequest) -> float:
+    """Two steps of SGD with momentum; the time of the second in ms."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
+    images = [noise_image(request.size, seed).to(model.device) for seed in range(request.train_batch)]
+    targets: list[Target] = [example_target(model, request.size).to(model.device) for _ in images]
+
+    def step() -> None:
+        optimiser.zero_grad()
+        torch.stack(list(model.loss(images, targets).values())).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    elapsed_ms(step)
+    return elapsed_ms(step)
+
+
+def _restart_peak(device: torch.device) -> None:
+    """Free what is no longer used, back to the system where glibc can, and forget the peak so far."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # no glibc: the heap keeps what was freed
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _start_peak(device)
+
+
+def _start_peak(device: torch.device) -> float:
+    """Forget the peak so far; what is in use now, in MB."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / _MB
+    with contextlib.suppress(OSError):  # Linux: else a child counts what its parent held when it was forked
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak_mb(device)
+
+
+def _peak_mb(device: torch.device) -> float:
+    """The peak since :func:`_start_peak` in MB; without /proc, since the process began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _MB
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / _MB if sys.platform == "darwin" else peak / 1024
+
+
+def main(argument: str) -> None:
+    """Print the :class:`MemoryUse` of a :class:`MemoryRequest`, both as JSON."""
+    values = json.loads(argument)
+    request = MemoryRequest(**{**values, "size": tuple(values["size"])})
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    print(json.dumps(asdict(_measure(request))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
