@@ -89,7 +89,10 @@ class LosNet(SegmentationModel):
         if len(where) == 0:
             return (features.sum() + self.head.control(output, where.new_zeros(1), where.new_zeros(1)).sum()) * 0.0
         logits = upsample(self.mask_logits(output, features, image, where, locations), MASK_UPSAMPLE)
-        wanted = [half_size_masks(t.masks[a.matched[w]], size) for t, a, w in zip(targets, assigned, chosen, strict=True)]
+        wanted = []
+        for target, assignment, sampled in zip(targets, assigned, chosen, strict=True):
+            instance, which = torch.unique(assignment.matched[sampled], return_inverse=True)  # most have several locations
+            wanted.append(half_size_masks(target.masks[instance], size)[which])
         return dice_loss(logits, torch.cat(wanted)).mean()
 
     def mask_logits(self, output: HeadOutput, features: Tensor, image: Tensor, where: Tensor, locations: Locations) -> Tensor:
