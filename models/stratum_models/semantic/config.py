@@ -1,0 +1,37 @@
+"""What can be chosen in every semantic model."""
+
+from dataclasses import dataclass
+
+from stratum_models.errors import UserError
+from stratum_models.semantic.losses import parse_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticConfig:
+    """Options that all semantic networks share; each has a subclass with its own.
+
+    Raises:
+        UserError: a value is outside its range.
+    """
+
+    loss: str = "ce"
+    """Terms and their weights, such as ``ce+dice`` or ``ce:1+lovasz:0.5``: ce, focal, dice, lovasz, ohem."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in ce and ohem; empty: all alike."""
+    aux_weight: float = 0.4
+    """Weight of the losses of auxiliary outputs, for networks that have them."""
+    input_short: int | None = None
+    """Prediction resizes the shorter side to this many pixels; None leaves images as they are."""
+    input_long: int | None = None
+    """Bound of the longer side when ``input_short`` is set."""
+
+    def __post_init__(self) -> None:
+        parse_loss(self.loss)
+        if any(weight < 0 for weight in self.class_weights):
+            raise UserError(f"option class_weights={self.class_weights}: weights must be 0 or more")
+        if self.aux_weight < 0:
+            raise UserError(f"option aux_weight={self.aux_weight}: must be 0 or more")
+        for name in ("input_short", "input_long"):
+            side = getattr(self, name)
+            if side is not None and side < 32:
+                raise UserError(f"option {name}={side}: must be 32 or more, or none")
