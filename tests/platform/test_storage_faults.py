@@ -16,7 +16,8 @@ import pytest
 from stratum import storage
 from stratum.storage import client as storage_client
 from stratum.storage.client import client
-from stratum_models.errors import UserError
+
+Failure = Callable[[Callable[[str], Any], str], storage.StorageError]
 
 CALLS: tuple[Callable[[str], Any], ...] = (
     storage.read_bytes,
@@ -99,24 +100,6 @@ class _Line:
                 line.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.fixture(scope="module")
-def shelf(s3: Server) -> str:
-    """A bucket for all tests, which leave ``folder/x.bin`` as it is."""
-    uri = f"s3://{s3.bucket()}"
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in s3.env.items():
-            environment.setenv(name, value)
-        storage.write_bytes(f"{uri}/folder/x.bin", b"data" * 50_000)
-    return uri
-
-
-@pytest.fixture
-def bucket(shelf: str, s3_env: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("STRATUM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    return shelf
-
-
 @pytest.fixture
 def proxy(bucket: str, s3_env: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     proxy = Proxy(s3_env.endpoint)
@@ -125,17 +108,7 @@ def proxy(bucket: str, s3_env: Server, monkeypatch: pytest.MonkeyPatch) -> Itera
     proxy.close()
 
 
-def failure(call: Callable[[str], Any], uri: str) -> storage.StorageError:
-    """The error of ``call(uri)``, which is one line that begins with the URI."""
-    with pytest.raises(UserError) as caught:
-        call(uri)
-    assert isinstance(caught.value, storage.StorageError)
-    assert str(caught.value).startswith(f"{uri}: ")
-    assert "\n" not in str(caught.value)
-    return caught.value
-
-
-def test_a_server_that_is_not_there_is_given_up(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_given_up(failure: Failure, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as nobody:  # bound and not listening: every connection is refused
         nobody.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
@@ -148,7 +121,7 @@ def test_a_server_that_is_not_there_is_given_up(bucket: str, monkeypatch: pytest
         assert "check AWS_ENDPOINT_URL and the network" in str(error)
 
 
-def test_the_number_of_tries_is_bounded(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_tries_is_bounded(failure: Failure, bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
     tries: list[bytes] = []
 
@@ -161,7 +134,7 @@ def test_the_number_of_tries_is_bounded(bucket: str, proxy: Proxy, monkeypatch: 
     assert len(tries) == 3 * 3  # three rounds of three
 
 
-def test_a_server_that_never_answers_is_given_up(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_is_given_up(failure: Failure, bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_client, "READ_TIMEOUT", 0.3)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     proxy.hold.set()
@@ -177,7 +150,7 @@ def test_an_answer_cut_in_the_middle_is_asked_for_again(bucket: str, proxy: Prox
     assert storage.read_bytes(f"{bucket}/folder/x.bin") == b"data" * 50_000
 
 
-def test_an_answer_cut_every_time_leaves_nothing(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+def test_an_answer_cut_every_time_leaves_nothing(failure: Failure, bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     proxy.fault = lambda request: 100_000
     assert isinstance(failure(storage.read_bytes, f"{bucket}/folder/x.bin"), storage.UnreachableError)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
@@ -204,7 +177,9 @@ def test_a_reader_killed_in_the_middle_leaves_no_half_copy(bucket: str, proxy: P
     assert storage.read_bytes(uri) == b"data" * 50_000
 
 
-def test_an_upload_that_fails_in_one_part_leaves_the_old_object_and_no_parts(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+def test_an_upload_that_fails_in_one_part_leaves_the_old_object_and_no_parts(
+    failure: Failure, bucket: str, proxy: Proxy, tmp_path: Path
+) -> None:
     proxy.fault = lambda request: 0 if b"partNumber=2" in request else None
     (tmp_path / "large.bin").write_bytes(bytes(9 << 20))
     assert isinstance(

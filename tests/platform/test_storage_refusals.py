@@ -4,13 +4,15 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 from stratum import storage
 from stratum.storage.client import client
 from stratum_models.errors import UserError
+
+Failure = Callable[[Callable[[str], Any], str], storage.StorageError]
 
 CALLS: tuple[Callable[[str], Any], ...] = (
     storage.read_bytes,
@@ -22,41 +24,7 @@ CALLS: tuple[Callable[[str], Any], ...] = (
 )
 
 
-class Server(Protocol):
-    env: dict[str, str]
-
-    def bucket(self) -> str: ...
-
-
-@pytest.fixture(scope="module")
-def shelf(s3: Server) -> str:
-    """A bucket for all tests, which leave ``folder/x.bin`` as it is."""
-    uri = f"s3://{s3.bucket()}"
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in s3.env.items():
-            environment.setenv(name, value)
-        storage.write_bytes(f"{uri}/folder/x.bin", b"data" * 50_000)
-    return uri
-
-
-@pytest.fixture
-def bucket(shelf: str, s3_env: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("STRATUM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    return shelf
-
-
-def failure(call: Callable[[str], Any], uri: str) -> storage.StorageError:
-    """The error of ``call(uri)``, which is one line that begins with the URI."""
-    with pytest.raises(UserError) as caught:
-        call(uri)
-    assert isinstance(caught.value, storage.StorageError)
-    assert str(caught.value).startswith(f"{uri}: ")
-    assert "\n" not in str(caught.value)
-    return caught.value
-
-
-def test_a_missing_bucket_is_named(bucket: str) -> None:
+def test_a_missing_bucket_is_named(failure: Failure, bucket: str) -> None:
     for call in CALLS:
         error = failure(call, f"{bucket}-typo/folder/x.bin")
         assert isinstance(error, storage.MissingError)
@@ -64,7 +32,7 @@ def test_a_missing_bucket_is_named(bucket: str) -> None:
     assert not storage.exists(f"{bucket}-typo/folder/x.bin")
 
 
-def test_a_missing_object_is_named(bucket: str) -> None:
+def test_a_missing_object_is_named(failure: Failure, bucket: str) -> None:
     assert "there is no such object" in str(failure(storage.read_bytes, f"{bucket}/folder/y.bin"))
     assert "there is nothing under this name" in str(failure(storage.list_files, f"{bucket}/folder/y"))
     assert "this is an object, not a folder" in str(failure(storage.fetch_tree, f"{bucket}/folder/x.bin"))
@@ -83,7 +51,10 @@ def test_a_missing_object_is_named(bucket: str) -> None:
     ],
     ids=["denied", "wrong-secret", "half-credentials", "no-profile"],
 )
-def test_refusals_say_what_to_set(bucket: str, variable: str, value: str | None, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("real_s3")
+def test_refusals_say_what_to_set(
+    failure: Failure, bucket: str, variable: str, value: str | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if value is None:
         monkeypatch.delenv(variable)
     else:
@@ -92,7 +63,7 @@ def test_refusals_say_what_to_set(bucket: str, variable: str, value: str | None,
         assert re.search(says, str(failure(call, f"{bucket}/folder/x.bin")))
 
 
-def test_without_credentials_the_variables_are_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_credentials_the_variables_are_named(failure: Failure, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in [name for name in os.environ if name.startswith("AWS_")]:
         if variable not in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_EC2_METADATA_DISABLED"):
             monkeypatch.delenv(variable)
@@ -101,13 +72,15 @@ def test_without_credentials_the_variables_are_named(bucket: str, monkeypatch: p
         assert "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in str(error)
 
 
+@pytest.mark.usefixtures("real_s3")
 def test_what_one_may_not_do_does_not_look_like_what_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test:reader")
     with pytest.raises(storage.StorageError, match="access denied"):
         storage.exists(f"{bucket}/folder/x.bin")
 
 
-def test_a_copy_in_the_cache_is_no_way_around_a_refusal(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("real_s3")
+def test_a_copy_in_the_cache_is_no_way_around_a_refusal(failure: Failure, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.fetch(f"{bucket}/folder/x.bin")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test:reader")
     assert "access denied" in str(failure(storage.read_bytes, f"{bucket}/folder/x.bin"))
