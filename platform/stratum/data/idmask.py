@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from stratum.data.images import MAX_PIXELS, ImageError, Pixels, decode_pixels
-from stratum.data.layouts import MaskPart
+from stratum.data.parts import MaskPart
 from stratum.data.records import Entry, Problem, Rle
 from stratum.data.rle import id_rles
 
