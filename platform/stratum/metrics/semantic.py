@@ -2,8 +2,8 @@
 
 All pixels of the set go into one confusion matrix ``P``, rows labelled and columns predicted, and the figures are taken from that: averages
 over images would give an image without a rare class as much weight as one that is full of it. ``P_ij`` are pixels of class ``i`` that were
-taken for ``j``. Mean IoU and mean pixel accuracy are the slag paper's Eqs. 3 and 4. A class of which no pixel is labelled in the whole set is
-left out of every mean, and its own figure is NaN; where it was predicted all the same, that counts against the classes that were missed.
+taken for ``j``. Mean IoU and mean pixel accuracy are the slag paper's Eqs. 3 and 4. A class of which no pixel is labelled in the whole set
+is left out of every mean, and its own figure is NaN; where it was predicted all the same, that counts against the classes that were missed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -79,7 +79,7 @@ class SemanticEvaluator:
         return self._sum("confusion", size * size).reshape(size, size)
 
     def compute(self) -> dict[str, float]:
-        """``val/miou``, ``val/mpa``, ``val/pa``, ``val/dice``, ``val/boundary_f`` and ``val/iou/<class>``; NaN where nothing is labelled."""
+        """``val/miou``, ``val/mpa``, ``val/pa``, ``val/dice``, ``val/boundary_f``, ``val/iou/<class>``; NaN where nothing is labelled."""
         matrix = self.confusion()
         present = matrix.sum(axis=1) > 0
         iou, accuracy, dice = per_class(matrix)
