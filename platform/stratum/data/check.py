@@ -169,7 +169,7 @@ def write_sheet(survey: Survey, path: Path, *, count: int = 24, columns: int = 6
         return None
     chosen = [named[round(i)] for i in np.linspace(0, len(named) - 1, min(count, len(named)))]
     pictures = [thumbnail(record, survey.depth) for _, record in chosen]
-    captions = [f"{split} {len(r.labels)}: {r.uri.rsplit('/', 1)[-1]}" for split, r in chosen]
+    captions = [f"{split}{f' {len(r.labels)}' if r.mask is None else ''}: {r.uri.rsplit('/', 1)[-1]}" for split, r in chosen]
     return contact_sheet(pictures, path, columns=columns, captions=captions, cell=CELL)
 
 

@@ -20,8 +20,8 @@ def pixel_totals(records: Sequence[Record], classes: int) -> tuple[int, ...]:
 def class_weights(records: Sequence[Record], classes: int, rule: str = "median") -> tuple[float, ...]:
     """A weight for each class, ``K`` numbers; 0 for a class without any pixel, which no loss will ever see.
 
-    ``inverse``: all labelled pixels over ``n`` times those of the class, ``n`` the classes that occur: weighted so, every class has the same
-    share. ``median``: the median frequency over the class's own, where a class's frequency is its share in the images that show it
+    ``inverse``: all labelled pixels over ``n`` times those of the class, ``n`` the classes that occur: so weighted, all classes have the
+    same share. ``median``: the median frequency over the class's own, where a class's frequency is its share in the images that show it
     (Eigen and Fergus 2015): gentler where a class is rare only because few images show it.
 
     Raises ``UserError`` for an unknown rule, for records without class masks, and where nothing is labelled.
