@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from stratum.data.class_table import class_table
 from stratum.data.classes import ClassMap, parse_classes
 from stratum.data.coco import coco_entries, read_coco, unlisted_images, used_categories
 from stratum.data.fingerprint import fingerprint
@@ -11,7 +12,7 @@ from stratum.data.images import DepthRule
 from stratum.data.layouts import find_layout
 from stratum.data.parts import CocoPart, MaskPart, Part
 from stratum.data.records import Entry, Problem, Record
-from stratum.data.samples import SampleSet, from_samples
+from stratum.data.samples import SampleSet, from_masks, from_samples
 from stratum.data.scan import measure_depth, scan
 from stratum.data.semantic_source import Listing, class_problems, list_semantic, task_of
 from stratum.data.split import fold_of, split
@@ -188,11 +189,20 @@ def _empty_classes(train: list[Record], survey: Survey, uri: str) -> list[Proble
 
 def _synthetic(spec: DataSpec) -> Survey:
     from stratum.data.synthetic import load_synthetic
+    from stratum.data.synthetic_masks import MaskSceneSet
 
     train, val, known = load_synthetic(spec.uri)
-    classes = parse_classes(spec.classes).resolve(known)
-    labels = [classes.index(name) for name in known]
-    sets = [list(from_samples(samples, labels).records) for samples in (train, val)]
+    task: Task = "semantic" if isinstance(train, MaskSceneSet) else "instance"
+    if spec.task not in ("", task):
+        raise UserError(f"{spec.uri} is for the task {task}, not {spec.task}; leave the task out or choose another scene")
+    wanted = parse_classes(spec.classes)
+    if task == "semantic":
+        table = class_table(known, wanted)
+        names, sets = table.names, [list(from_masks(samples, table).records) for samples in (train, val)]
+    else:
+        classes = wanted.resolve(known)
+        labels = [classes.index(name) for name in known]
+        names, sets = classes.names, [list(from_samples(samples, labels).records) for samples in (train, val)]
     if spec.folds or spec.tile:
-        return _divided(sets, Survey(train=[], val=[], classes=classes.names, problems=[]), spec)
-    return Survey(train=sets[0], val=sets[1], classes=classes.names, problems=[])
+        return _divided(sets, Survey(train=[], val=[], classes=names, problems=[], task=task), spec)
+    return Survey(train=sets[0], val=sets[1], classes=names, problems=[], task=task)
