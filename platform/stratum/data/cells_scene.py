@@ -37,8 +37,9 @@ def _cells(size: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int6
     points = rng.uniform(-margin, size + margin, (count, 2))
     waves = np.stack([14 * (smooth(size, max(size // 22, 2), rng) - 0.5) for _ in range(2)], axis=-1)
     places = np.moveaxis(np.mgrid[:size, :size], 0, -1) + waves
-    nearest, _ = cKDTree(points).query(places.reshape(-1, 2), k=2)
-    depth = ((nearest[:, 1] - nearest[:, 0]) / 2).reshape(size, size).astype(np.float32)
+    away, which = cKDTree(points).query(places.reshape(-1, 2), k=2)
+    apart = np.linalg.norm(points[which[:, 0]] - points[which[:, 1]], axis=1)
+    depth = ((away[:, 1] ** 2 - away[:, 0] ** 2) / (2 * apart)).reshape(size, size).astype(np.float32)  # to the bisector
     return depth, np.argwhere(depth < 0.7)
 
 

@@ -10,7 +10,7 @@ from stratum.data.textures import Floats, line, photograph, rgb, smooth, texture
 
 CLASSES = ("background", "coal", "roof", "floating_coal")
 BACKGROUND, COAL, ROOF, FLOATING = range(4)
-_GREYS = np.array([0.20, 0.13, 0.42, 0.17], dtype=np.float32)
+_GREYS = np.array([0.21, 0.13, 0.42, 0.22], dtype=np.float32)
 
 
 def draw_coal(size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -61,7 +61,8 @@ def _colour(labels: NDArray[np.uint8], depth: Floats, pieces: Floats, rng: np.ra
     strata = np.sin(depth * rng.uniform(60, 140) + 3 * smooth(size, 4, rng))
     glints = np.clip(grain - 1.8, 0, 1)  # faces of coal that mirror the lamp
     down, across = np.gradient(pieces)
-    shine = np.where(pieces > 0, 0.9 + 2.2 * (across + down) + 0.3 * pieces, 1.0)
+    shadow = np.roll(pieces > 0, (3, 2), axis=(0, 1)) & (pieces == 0)
+    shine = np.where(pieces > 0, 1.15 + 5 * (across + down), np.where(shadow, 0.55, 1.0))
     grey = _GREYS[labels] * rng.uniform(0.85, 1.15) * (1 + 0.16 * grain + 0.14 * coarse) * shine
     grey = grey * (1 + np.where(labels == ROOF, 0.14, 0.04) * strata)
     grey = grey + 0.5 * glints * ((labels == COAL) | (labels == FLOATING))

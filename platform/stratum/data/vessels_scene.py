@@ -33,13 +33,13 @@ def _grow(size: int, disc: NDArray[np.float64], rng: np.random.Generator) -> tup
     half, bend = rng.uniform(0.006, 0.011, tips) * size + 0.6, np.zeros(tips)
     points, widths = [], []
     for _ in range(int(1.1 * size / _STEP)):
-        bend = 0.85 * bend + rng.normal(0, 0.05, len(at))
+        bend = 0.85 * bend + rng.normal(0, 0.022, len(at))
         heading = heading + bend
         at = at + _STEP * np.stack([np.sin(heading), np.cos(heading)], axis=1)
         half = half * (1 - 0.6 / size)
         points.append(at)
         widths.append(half)
-        forks = rng.random(len(at)) < 5.0 / size
+        forks = rng.random(len(at)) < 4.0 / size
         turn, share = rng.uniform(0.3, 0.9, len(at)) * rng.choice([-1, 1], len(at)), rng.uniform(0.6, 0.85, len(at))
         at, bend = np.concatenate([at, at[forks]]), np.concatenate([bend, bend[forks]])
         heading = np.concatenate([heading - 0.3 * turn * forks, (heading + turn)[forks]])
