@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from stratum import storage
 from stratum.data.class_table import class_table
 from stratum.data.classes import parse_classes
+from stratum.data.samples import SampleSet
 from stratum.data.source import Dataset, DataSpec, load_data, survey_data
 from stratum.data.voc import CLASSES as VOC_CLASSES
 from stratum_models.errors import UserError
@@ -149,7 +153,8 @@ def test_unknown_classes_list_the_known(tmp_path: Path) -> None:
 
 def test_instance_ids_and_class_masks_are_told_apart(tmp_path: Path) -> None:
     assert load_data(DataSpec(uri=folder(tmp_path / "a"))).task == "semantic"
-    assert load_data(DataSpec(uri=folder(tmp_path / "b", None))).task == "instance"
+    doubtful = load_data(DataSpec(uri=folder(tmp_path / "b", None)))
+    assert (doubtful.task, [p.kind for p in doubtful.problems]) == ("instance", ["ids or classes"])
     assert load_data(DataSpec(uri=folder(tmp_path / "a"), task="instance")).task == "instance"
     unnamed = load_data(DataSpec(uri=str(tmp_path / "b"), task="semantic"))
     assert (unnamed.task, unnamed.classes) == ("semantic", ("class_0", "class_1", "class_2"))
@@ -301,3 +306,30 @@ def test_real_sets(shared: Path, name: str, sizes: tuple[int, int], classes: int
     for sample in (data.train[0], data.val[-1]):
         own = Path(sample.uri.replace("/images/", "/masks/")).with_suffix(".png")
         np.testing.assert_array_equal(sample.target.mask.numpy(), np.asarray(Image.open(own)))
+
+
+def test_masks_drawn_on_the_stored_pixels_of_a_turned_photograph(tmp_path: Path) -> None:
+    uri = folder(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(tmp_path / "images" / "1.png") as image:
+        image.save(tmp_path / "images" / "1.png", exif=exif)
+    data = load_data(DataSpec(uri=uri))
+    assert [(p.severity, p.kind, Path(p.uri).name) for p in data.problems] == [("warning", "not rotated", "1.png")]
+    np.testing.assert_array_equal(masks_of(data)["1"], values(1))
+    turned = np.rot90(values(1), -1)
+    grey(tmp_path / "masks" / "1.png", turned)
+    data = load_data(DataSpec(uri=uri))
+    assert data.problems == []
+    np.testing.assert_array_equal(masks_of(data)["1"], turned)
+
+
+def test_class_masks_on_s3(tmp_path: Path, s3_env: Any) -> None:
+    uri = f"s3://{s3_env.bucket()}/sets/drill"
+    storage.upload_tree(Path(folder(tmp_path / "a")), uri)
+    here, there = load_data(DataSpec(uri=str(tmp_path / "a"))), load_data(DataSpec(uri=uri, tile=0))
+    assert (there.task, there.classes, there.fingerprint) == ("semantic", here.classes, here.fingerprint)
+    storage.upload_tree(Path(voc(tmp_path / "voc", {"train": ["2007_0"], "val": ["2007_1"]})), f"{uri}-voc")
+    assert load_data(DataSpec(uri=f"{uri}-voc")).classes == VOC_CLASSES
+    elsewhere = SampleSet([replace(r, path=None) for r in load_data(DataSpec(uri=uri, tile=32)).train.records])
+    assert elsewhere[0].uri.startswith(uri)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from stratum import storage
 from stratum.data import classmask, rle
@@ -68,6 +69,8 @@ def _examine(entry: Entry) -> _Finding:
     except (UserError, OSError) as error:
         finding.unreadable(entry.uri, error)
         return finding
+    if entry.table is not None and entry.mask_uri is not None:
+        entry = _sized_by_mask(entry, entry.mask_uri, data, pixels)
     turned = _as_labelled(entry, data, pixels, finding)
     if turned is None:
         return finding
@@ -124,6 +127,17 @@ def _class_mask(uri: str, size: tuple[int, int], entry: Entry, table: ClassTable
         sizes = f"the mask has {labels.shape[1]}x{labels.shape[0]} pixels, its image {entry.uri} {size[1]}x{size[0]}"
         finding.add("error", "wrong size", uri, sizes)
     return None
+
+
+def _sized_by_mask(entry: Entry, mask_uri: str, data: bytes, pixels: Pixels) -> Entry:
+    """The entry with the size of its mask where that is the image's as stored, without its EXIF orientation."""
+    try:
+        with Image.open(storage.fetch(mask_uri)) as mask:
+            claimed = (mask.height, mask.width)
+    except Exception:  # what is wrong with the mask is said where it is read
+        return entry
+    turned = claimed != pixels.shape[:2] and claimed == decode_pixels(data, entry.uri, rotate=False).shape[:2]
+    return replace(entry, size=claimed) if turned else entry
 
 
 def _as_labelled(entry: Entry, data: bytes, pixels: Pixels, finding: _Finding) -> tuple[Pixels, bool] | None:

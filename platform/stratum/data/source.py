@@ -7,7 +7,7 @@ from stratum.data.class_table import class_table
 from stratum.data.classes import ClassMap, parse_classes
 from stratum.data.coco import coco_entries, read_coco, unlisted_images, used_categories
 from stratum.data.fingerprint import fingerprint
-from stratum.data.idmask import CATEGORY, mask_entries
+from stratum.data.idmask import CATEGORY, doubtful_ids, mask_entries
 from stratum.data.images import DepthRule
 from stratum.data.layouts import find_layout
 from stratum.data.parts import CocoPart, MaskPart, Part
@@ -125,6 +125,8 @@ def survey_data(spec: DataSpec) -> Survey:
     listing = list_semantic(parts, wanted) if task == "semantic" else _list_instances(parts, wanted)
     scanned = [scan(entries) for entries in listing.entries]
     problems = listing.problems + [problem for _, found in scanned for problem in found]
+    if task == "instance" and not spec.task and any(isinstance(part, MaskPart) and part.kind == "folder" for part in parts):
+        problems += doubtful_ids([record for records, _ in scanned for record in records], spec.uri)
     survey = Survey(train=[], val=[], classes=listing.classes, problems=problems, task=task, dropped=listing.dropped)
     return _divided([records for records, _ in scanned], survey, spec)
 
