@@ -117,6 +117,7 @@ def test_an_empty_class_and_a_single_one(tmp_path: Path) -> None:
         ("classes.json", '{"a": 0, "b": 255}', "names no classes"),
         ("classes.json", '{"a": 0, "b": [1, 2, 3]}', "names no classes"),
         ("classes.json", "{", "JSON"),
+        ("classes.json", json.dumps([f"c{i}" for i in range(256)]), "names 256 classes, but a mask has room for 255"),
         ("palette.json", '{"a": [0, 0, 0], "b": [0, 0, 0]}', r"gives the colour \[0, 0, 0\] to both 'a' and 'b'"),
         ("palette.json", '{"a": [0, 0, 256]}', "names no classes"),
         ("labelmap.txt", "a:1,2\n", "not of the form name:red,green,blue"),

@@ -29,10 +29,12 @@ class ClassTable:
     known: tuple[str | None, ...]  # by raw index: the name in the data set
 
     def apply(self, raw: NDArray[np.generic]) -> NDArray[np.uint8]:
-        """Raw indices as labels ``uint8``, the same shape; ``IGNORE_INDEX`` stays. All of them must be in use: see :meth:`strangers`."""
+        """Raw indices as labels ``uint8``, the same shape; ``IGNORE_INDEX`` stays unless it is a raw index itself.
+
+        All of them must be in use: see :meth:`strangers`.
+        """
         lookup = np.full(max(len(self.labels), IGNORE_INDEX) + 1, IGNORE_INDEX, dtype=np.uint8)
         lookup[: len(self.labels)] = np.array(self.labels, dtype=np.int64).astype(np.uint8)
-        lookup[IGNORE_INDEX] = IGNORE_INDEX
         found: NDArray[np.uint8] = lookup[raw]
         return found
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from stratum import storage
 from stratum_models.errors import UserError
+from stratum_models.interface import IGNORE_INDEX
 
 CLASSES_FILE, PALETTE_FILE, LABELMAP_FILE = "classes.json", "palette.json", "labelmap.txt"
 NAMING_FILES = (PALETTE_FILE, LABELMAP_FILE, CLASSES_FILE)  # the most telling first
@@ -56,6 +57,8 @@ def read_naming(uri: str) -> Naming:
 def _checked(uri: str, indices: Mapping[str, int] | None) -> Naming:
     if indices is None or len(set(indices.values())) < len(indices):
         raise UserError(f"{uri} names a class or an index twice; each class has one index")
+    if len(indices) > IGNORE_INDEX:
+        raise UserError(f"{uri} names {len(indices)} classes, but a mask has room for {IGNORE_INDEX}: 255 stands for what is ignored")
     by_index = {index: name for name, index in indices.items()}
     return Naming(uri=uri, known=tuple(by_index.get(i) for i in range(max(by_index) + 1)))
 
@@ -89,7 +92,7 @@ def _labelmap(uri: str) -> Naming:
 
 
 def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 255
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < IGNORE_INDEX
 
 
 def _is_colour(value: object) -> bool:
