@@ -133,7 +133,7 @@ def test_the_uri_of_a_spec_gives_it_back() -> None:
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("synthetic://coal?images=3", r"unknown synthetic scene; known are synthetic://ore"),
+        ("synthetic://sand?images=3", r"unknown synthetic scene; known are synthetic://ore"),
         ("synthetic://ore?imags=3", r"unknown parameter 'imags'; known are images, size, seed, rocks"),
         ("synthetic://ore?images=many", r"images='many' is not a number"),
         ("synthetic://ore?images=1", r"images=1 is outside 2\.\."),

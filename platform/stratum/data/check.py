@@ -12,12 +12,15 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from stratum.data.classmask import unpack
+from stratum.data.frequencies import pixel_totals
 from stratum.data.images import DepthRule
 from stratum.data.records import Problem, Record
 from stratum.data.rle import area
 from stratum.data.samples import read_record
 from stratum.data.source import Survey
 from stratum.report.overlays import contact_sheet, draw_instances
+from stratum_models.interface import Task
 
 BAR = 40  # characters of a histogram's longest bar
 CELL = 320  # pixels of a picture's longer side on the contact sheet
@@ -34,7 +37,7 @@ class PartSummary:
     deep_images: int  # with 16 bits per channel
     image_sizes: list[tuple[str, int]]  # "WxH", the most frequent first
     instances_per_image: tuple[int, float, int]  # least, median, most
-    classes: list[tuple[str, int]]
+    classes: list[tuple[str, int]]  # instances of each, or pixels where there are class masks
     diameters: list[tuple[str, int]]  # of the circle of equal area, in pixels, in steps of factor 2
 
 
@@ -43,6 +46,7 @@ class Report:
     """All that the check found."""
 
     uri: str
+    task: Task
     train: PartSummary
     val: PartSummary
     depth: DepthRule | None
@@ -69,6 +73,7 @@ def make_report(uri: str, survey: Survey) -> Report:
     ]
     return Report(
         uri=uri,
+        task=survey.task,
         train=summarise(survey.train, survey.classes),
         val=summarise(survey.val, survey.classes),
         depth=survey.depth,
@@ -80,6 +85,7 @@ def make_report(uri: str, survey: Survey) -> Report:
 def summarise(records: Sequence[Record], classes: Sequence[str]) -> PartSummary:
     """Counts and histograms of some images."""
     labels = Counter(label for r in records for label in r.labels)
+    pixels = pixel_totals([r for r in records if r.mask is not None], len(classes))
     counts = [len(r.labels) for r in records] or [0]
     sizes = Counter(f"{r.size[1]}x{r.size[0]}" for r in records)
     return PartSummary(
@@ -90,7 +96,7 @@ def summarise(records: Sequence[Record], classes: Sequence[str]) -> PartSummary:
         deep_images=sum(r.deep for r in records),
         image_sizes=sizes.most_common(),
         instances_per_image=(min(counts), float(np.median(counts)), max(counts)),
-        classes=[(name, labels[i]) for i, name in enumerate(classes)],
+        classes=[(name, labels[i] + pixels[i]) for i, name in enumerate(classes)],
         diameters=_diameters([area(rle) for r in records for rle in r.rles]),
     )
 
@@ -106,7 +112,7 @@ def render(report: Report) -> str:
     """The report as text; the problems come last, errors first, each kind with its count."""
     lines = [f"data       {report.uri}"]
     for name, part in (("train", report.train), ("val", report.val)):
-        lines += ["", *_part_lines(name, part)]
+        lines += ["", *(_part_lines if report.task == "instance" else _mask_lines)(name, part)]
     if report.depth is not None:
         lines += ["", f"16-bit images are scaled so that {report.depth.low} becomes 0 and {report.depth.high} becomes 255"]
     if report.dropped:
@@ -116,17 +122,27 @@ def render(report: Report) -> str:
 
 def _part_lines(name: str, part: PartSummary) -> list[str]:
     least, median, most = part.instances_per_image
-    sizes = ", ".join(f"{size} ({count})" for size, count in part.image_sizes[:5])
-    more = f" and {len(part.image_sizes) - 5} more sizes" if len(part.image_sizes) > 5 else ""
     lines = [
         f"{name:<10} {part.images} images, {part.without_instances} of them without instances; "
         f"{part.instances} instances, {part.crowds} crowds",
-        f"  sizes    {sizes or 'none'}{more}" + (f"; {part.deep_images} with 16 bits" if part.deep_images else ""),
+        _size_line(part),
         f"  per image {least} to {most} instances, median {median:g}",
     ]
     for title, histogram in (("classes", part.classes), ("diameter of the circle of equal area", part.diameters)):
         lines += [f"  {title}", *_bars(histogram)]
     return lines
+
+
+def _mask_lines(name: str, part: PartSummary) -> list[str]:
+    total = max(sum(pixels for _, pixels in part.classes), 1)
+    shares = [(f"{label} ({pixels / total:.2%})", pixels) for label, pixels in part.classes]
+    return [f"{name:<10} {part.images} images with class masks", _size_line(part), "  pixels of each class", *_bars(shares)]
+
+
+def _size_line(part: PartSummary) -> str:
+    sizes = ", ".join(f"{size} ({count})" for size, count in part.image_sizes[:5])
+    more = f" and {len(part.image_sizes) - 5} more sizes" if len(part.image_sizes) > 5 else ""
+    return f"  sizes    {sizes or 'none'}{more}" + (f"; {part.deep_images} with 16 bits" if part.deep_images else "")
 
 
 def _bars(histogram: Sequence[tuple[str, int]]) -> list[str]:
@@ -153,7 +169,7 @@ def write_sheet(survey: Survey, path: Path, *, count: int = 24, columns: int = 6
         return None
     chosen = [named[round(i)] for i in np.linspace(0, len(named) - 1, min(count, len(named)))]
     pictures = [thumbnail(record, survey.depth) for _, record in chosen]
-    captions = [f"{split} {len(r.labels)}: {r.uri.rsplit('/', 1)[-1]}" for split, r in chosen]
+    captions = [f"{split}{f' {len(r.labels)}' if r.mask is None else ''}: {r.uri.rsplit('/', 1)[-1]}" for split, r in chosen]
     return contact_sheet(pictures, path, columns=columns, captions=captions, cell=CELL)
 
 
@@ -165,5 +181,16 @@ def thumbnail(record: Record, depth: DepthRule | None) -> Tensor:
     scale = min(CELL / max(record.size), 1.0)
     size = [max(round(side * scale), 1) for side in record.size]
     image = tv.resize(read_record(record, depth), size, antialias=True)
+    if record.mask is not None:
+        return _with_classes(image, record, size)
     masks = [tv.resize(torch.from_numpy(coco_mask.decode(rle))[None], size, tv.InterpolationMode.NEAREST) for rle in record.rles]
     return draw_instances(image, torch.cat(masks).bool() if masks else torch.zeros((0, *size), dtype=torch.bool))
+
+
+def _with_classes(image: Tensor, record: Record, size: list[int]) -> Tensor:
+    """The image with every class but the first tinted: that one is the background as a rule."""
+    assert record.mask is not None  # what the caller asked
+    labels = tv.resize(torch.from_numpy(unpack(record.mask, record.size))[None], size, tv.InterpolationMode.NEAREST)[0]
+    classes = range(1, len(record.pixel_counts))
+    masks = torch.stack([labels == label for label in classes]) if len(classes) else torch.zeros((0, *size), dtype=torch.bool)
+    return draw_instances(image, masks)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from stratum import storage
 from stratum.data.classes import ClassMap
 from stratum.data.images import IMAGE_SUFFIXES
-from stratum.data.layouts import CocoPart
+from stratum.data.parts import CocoPart
 from stratum.data.records import Entry, Problem, RawAnnotation
 from stratum_models.errors import UserError
 

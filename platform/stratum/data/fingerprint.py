@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
+from stratum.data.classmask import unpack
 from stratum.data.images import DepthRule
 from stratum.data.records import Record
 
@@ -21,4 +22,8 @@ def _line(record: Record) -> bytes:
     content = hashlib.sha256(repr((record.digest, record.rotate, record.size)).encode())
     for annotation in sorted(repr(item) for item in zip(record.labels, (r["counts"] for r in record.rles), record.crowd, strict=True)):
         content.update(annotation.encode())
+    if record.mask is not None:  # packed bytes may differ between versions of zlib
+        content.update(unpack(record.mask, record.size).tobytes())
+    if record.window is not None:
+        content.update(repr(record.window).encode())
     return content.digest()

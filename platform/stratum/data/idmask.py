@@ -1,17 +1,23 @@
 """Folders of instance-id images: every value but 0 is one instance, all of one class."""
 
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
+from stratum.data import rle
 from stratum.data.images import MAX_PIXELS, ImageError, Pixels, decode_pixels
-from stratum.data.layouts import MaskPart
-from stratum.data.records import Entry, Problem, Rle
+from stratum.data.parts import MaskPart
+from stratum.data.records import Entry, Problem, Record, Rle
 from stratum.data.rle import id_rles
 
 CATEGORY = "object"  # the one category of such a set; `--classes object=particle` renames it
+MAX_CLASSES = 20  # more values than this in an image are ids
+MANY_PIECES = 4.0  # an instance is seldom covered so that more than this is seen of it
+LOOKED_AT = 8
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -49,6 +55,21 @@ def read_ids(data: bytes, source: str, size: tuple[int, int]) -> Mapping[int, Rl
     if ids.shape != size:
         raise ImageError(f"{source}: the mask has {ids.shape[1]}x{ids.shape[0]} pixels, its image {size[1]}x{size[0]}")
     return id_rles(ids)
+
+
+def doubtful_ids(records: Sequence[Record], uri: str) -> list[Problem]:
+    """A warning where the ids look like classes: few in each image, and each in many pieces. Some of the images are looked at."""
+    few = [record for record in records if 0 < len(record.rles) <= MAX_CLASSES]
+    if not few or 2 * len(few) < sum(bool(record.rles) for record in records):
+        return []
+    chosen = few[:: math.ceil(len(few) / LOOKED_AT)]
+    pieces = [int(ndimage.label(mask)[1]) for record in chosen for mask in rle.decode(record.rles, *record.size)]
+    if sum(pieces) < MANY_PIECES * len(pieces):
+        return []
+    detail = (
+        "read as instance ids, but the few values come in many pieces, as classes do; name them in classes.json or set the task semantic"
+    )
+    return [Problem(severity="warning", kind="ids or classes", uri=uri, detail=detail)]
 
 
 def _palette_indices(data: bytes) -> Pixels | None:

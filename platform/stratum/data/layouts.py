@@ -2,20 +2,22 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import replace
 
 from stratum import storage
 from stratum.data.images import IMAGE_SUFFIXES
+from stratum.data.labelme_layout import labelme_layout
+from stratum.data.palette import NAMING_FILES
+from stratum.data.parts import SPLITS, CocoPart, MaskPart, Part, Tree
+from stratum.data.voc import voc_layout
 from stratum_models.errors import UserError
 
 KNOWN = (
     "train.json and val.json (also under annotations/, or as instances_train*.json); "
     "train/_annotations.coco.json and valid/_annotations.coco.json; one COCO JSON, which is split; "
-    "images/ with masks/ (or labels/, instances/) of 16-bit id PNGs, also inside train/ and val/"
+    "images/ with masks/ (or labels/, instances/), also inside train/ and val/: of instance ids, or of classes where classes.json or "
+    "palette.json names them; Pascal VOC's JPEGImages/ with SegmentationClass/; Labelme's JSON files beside their images"
 )
-_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 _MASK_FOLDERS = ("masks", "labels", "instances")
 # Where the annotation file of a split may be, the most telling name first; {s} is a spelling of the split.
 _PATTERNS = (
@@ -27,50 +29,6 @@ _PATTERNS = (
     r"(annotations/)?[^/]*[_-]{s}\.json",
 )
 _SINGLE = (r"_annotations\.coco\.json", r"(annotations/)?(annotations|instances|coco|labels)\.json", r"(annotations/)?[^/]*\.json")
-
-
-@dataclass(frozen=True)
-class Tree:
-    """The files under ``root``, by their path relative to it."""
-
-    root: str
-    files: tuple[str, ...]
-
-    @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(self.files)
-
-    def has(self, name: str) -> bool:
-        """Whether there is a file of this relative path; ``..`` may lead out of the tree."""
-        if not storage.is_remote(self.root):
-            return Path(self.root, name).is_file()
-        return storage.exists(self.uri(name)) if name.startswith("../") else name in self._names
-
-    def uri(self, name: str) -> str:
-        """The whole URI of a relative path."""
-        return storage.join(self.root, *name.split("/"))
-
-
-@dataclass(frozen=True)
-class CocoPart:
-    """A COCO JSON (relative to the tree) and the split it stands for, if any."""
-
-    tree: Tree
-    file: str
-    split: str | None
-
-
-@dataclass(frozen=True)
-class MaskPart:
-    """Images and their id masks (relative to the tree); a mask of None is missing."""
-
-    tree: Tree
-    pairs: tuple[tuple[str, str | None], ...]
-    orphans: tuple[str, ...]  # masks without an image
-    split: str | None
-
-
-Part = CocoPart | MaskPart
 
 
 def find_layout(uri: str) -> tuple[Part, Part | None]:
@@ -86,7 +44,7 @@ def find_layout(uri: str) -> tuple[Part, Part | None]:
     if not files:
         raise UserError(f"no data at {uri}: neither a folder with files nor a COCO JSON; check --data")
     tree = _tree(uri, files)
-    found = _coco_layout(tree) or _mask_layout(tree)
+    found = voc_layout(tree) or labelme_layout(tree) or _coco_layout(tree) or _mask_layout(tree)
     if found is None:
         raise UserError(f"no annotation file under {uri} ({len(files)} files); known layouts: {KNOWN}")
     return found
@@ -107,11 +65,11 @@ def _single_file(uri: str) -> CocoPart:
 
 def _split_of(name: str) -> str | None:
     words = re.split(r"[^a-z]+", name.lower())
-    return next((split for split, spellings in _SPLITS.items() if any(s in words for s in spellings)), None)
+    return next((split for split, spellings in SPLITS.items() if any(s in words for s in spellings)), None)
 
 
 def _coco_layout(tree: Tree) -> tuple[Part, Part | None] | None:
-    names = [n for n in tree.files if n.lower().endswith(".json")]
+    names = [n for n in tree.files if n.lower().endswith(".json") and n.rsplit("/", 1)[-1].lower() not in NAMING_FILES]
     train, val = (_split_file(tree, names, split) for split in ("train", "val"))
     if train and val:
         return CocoPart(tree, train, "train"), CocoPart(tree, val, "val")
@@ -122,7 +80,7 @@ def _coco_layout(tree: Tree) -> tuple[Part, Part | None] | None:
 
 
 def _split_file(tree: Tree, names: Sequence[str], split: str) -> str | None:
-    spelling = "(" + "|".join(_SPLITS[split]) + ")"
+    spelling = "(" + "|".join(SPLITS[split]) + ")"
     return _first_match(tree, names, tuple(p.replace("{s}", spelling) for p in _PATTERNS))
 
 
@@ -150,7 +108,7 @@ def _mask_layout(tree: Tree) -> tuple[Part, Part | None] | None:
 
 def _bare_part(tree: Tree, split: str) -> MaskPart | None:
     """The images of a split without any mask: each is missing one, which must be said."""
-    for spelling in _SPLITS[split]:
+    for spelling in SPLITS[split]:
         for prefix in (f"{spelling}/images/", f"images/{spelling}/"):
             if images := _stems(tree, prefix):
                 return MaskPart(tree, tuple((name, None) for name in images), (), split)
@@ -158,7 +116,7 @@ def _bare_part(tree: Tree, split: str) -> MaskPart | None:
 
 
 def _mask_part(tree: Tree, split: str | None) -> MaskPart | None:
-    for spelling in _SPLITS[split] if split else ("",):
+    for spelling in SPLITS[split] if split else ("",):
         for folder in _MASK_FOLDERS:
             for pattern in ("{s}/{f}/", "{f}/{s}/") if spelling else ("{f}/",):
                 images = _stems(tree, pattern.format(s=spelling, f="images"))
@@ -167,7 +125,8 @@ def _mask_part(tree: Tree, split: str | None) -> MaskPart | None:
                     by_stem = {stem: name for name, stem in masks.items()}
                     pairs = tuple((name, by_stem.get(stem)) for name, stem in images.items())
                     used = {mask for _, mask in pairs}
-                    return MaskPart(tree, pairs, tuple(name for name in masks if name not in used), split)
+                    orphans = tuple(name for name in masks if name not in used)
+                    return MaskPart(tree, pairs, orphans, split, "instances" if folder == "instances" else "folder")
     return None
 
 

@@ -6,13 +6,12 @@ Colours are ``float32`` in 0..1. Everything comes from the generator passed in.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Floats = NDArray[np.float32]
+from stratum.data.textures import Floats, smooth, spline, texture
 
 ROCK_COLOURS = np.array(
     [[0.74, 0.58, 0.36], [0.66, 0.47, 0.27], [0.55, 0.40, 0.26], [0.80, 0.70, 0.50], [0.56, 0.56, 0.46], [0.50, 0.50, 0.50]],
@@ -20,7 +19,6 @@ ROCK_COLOURS = np.array(
 )
 FINES_COLOUR = np.array([0.56, 0.40, 0.22], dtype=np.float32)
 BELT_COLOUR = np.array([0.17, 0.22, 0.19], dtype=np.float32)
-TILE = 1024
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,38 +67,6 @@ def draw_ore(size: int, diameters: NDArray[np.float64], look: OreLook, rng: np.r
     return OrePicture(pixels=pixels, ids=canvas.ids, diameters=real)
 
 
-@lru_cache(maxsize=2)
-def _tile(coarse: bool) -> Floats:
-    """Rough texture ``[TILE, TILE]`` that repeats, mean 0 and deviation 1: fixed noise of some grain sizes, up to 3 or up to 8 pixels."""
-    white = np.random.default_rng(0).standard_normal((TILE, TILE)).astype(np.float32)
-    mixed = sum(sigma * ndimage.gaussian_filter(white, sigma, mode="wrap") for sigma in ((3.0, 8.0) if coarse else (0.7, 1.5, 3.0)))
-    return np.asarray(mixed / np.std(mixed), dtype=np.float32)
-
-
-def _texture(height: int, width: int, rng: np.random.Generator, *, coarse: bool = False) -> Floats:
-    """A random part of the tile ``[height, width]``."""
-    tile = _tile(coarse)
-    if height > TILE or width > TILE:
-        return np.tile(tile, (-(-height // TILE), -(-width // TILE)))[:height, :width]
-    top, left = rng.integers(TILE - height + 1), rng.integers(TILE - width + 1)
-    return tile[top : top + height, left : left + width]
-
-
-@lru_cache(maxsize=16)
-def _spline(size: int, cells: int) -> Floats:
-    """Weights ``[size, cells + 3]`` that interpolate as many values by cubic B-splines: two matrix products make a smooth surface."""
-    at = np.arange(size)[:, None] * (cells / size) + 1 - np.arange(cells + 3)
-    near = np.abs(at)
-    weights = np.where(near < 1, (4 - 6 * near**2 + 3 * near**3) / 6, np.clip(2 - near, 0, None) ** 3 / 6)
-    return np.asarray(weights, dtype=np.float32)
-
-
-def _smooth(size: int, cells: int, rng: np.random.Generator) -> Floats:
-    """Slow random variation ``[size, size]`` in 0..1, with about ``cells`` hills along a side."""
-    weights = _spline(size, cells)
-    return np.asarray(weights @ rng.random((cells + 3, cells + 3), dtype=np.float32) @ weights.T)
-
-
 def _light(rng: np.random.Generator) -> Floats:
     angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.9, 1.6)
     light = np.array([np.cos(angle), np.sin(angle), height], dtype=np.float32)
@@ -109,7 +75,7 @@ def _light(rng: np.random.Generator) -> Floats:
 
 def _bed(size: int, share: float, rng: np.random.Generator) -> Floats:
     """Where fines lie on the belt, ``[size, size]`` in 0..1: patches with soft borders over about ``share`` of it."""
-    hills = _smooth(size, 3, rng)
+    hills = smooth(size, 3, rng)
     border = np.quantile(hills, 1 - share) if share < 1 else -1.0
     return np.asarray(np.clip((hills - border) * 12 + 0.5, 0, 1), dtype=np.float32)
 
@@ -128,7 +94,7 @@ def _ground(bed: Floats, light: Floats, tint: Floats, rng: np.random.Generator) 
     down, across = (
         (own - near).astype(np.float32) / np.float32(radius) for own, near in zip(np.indices((size, size)), nearest, strict=True)
     )
-    rough = _texture(size, size, rng)
+    rough = texture(size, size, rng)
     rise = np.sqrt(np.clip(1 - across**2 - down**2 + 0.12 * rough, 0.02, 1))
     shade = 0.3 + 0.8 * np.clip(across * light[0] + down * light[1] + rise * light[2], 0, 1)
     own, place = rng.random((2, size, size), dtype=np.float32)[:, nearest[0], nearest[1]]  # what each grain has for itself
@@ -139,11 +105,11 @@ def _ground(bed: Floats, light: Floats, tint: Floats, rng: np.random.Generator) 
 
 def _belt(size: int, rng: np.random.Generator) -> Floats:
     """Dark rubber with streaks along its way ``[size, size, 3]``."""
-    streaks = ndimage.gaussian_filter1d(rng.standard_normal(size + 16), 1.5)[8:-8] + 2 * (_spline(size, 6) @ rng.random(9) - 0.5)
-    wear = 1 + 0.12 * streaks[None, :] + 0.07 * _texture(size, size, rng)
+    streaks = ndimage.gaussian_filter1d(rng.standard_normal(size + 16), 1.5)[8:-8] + 2 * (spline(size, 6) @ rng.random(9) - 0.5)
+    wear = 1 + 0.12 * streaks[None, :] + 0.07 * texture(size, size, rng)
     if rng.random() < 0.5:
         wear = wear.T
-    dusty = 0.25 * _smooth(size, 5, rng)[..., None] ** 2
+    dusty = 0.25 * smooth(size, 5, rng)[..., None] ** 2
     belt = (BELT_COLOUR * np.float32(rng.uniform(0.7, 1.3))) * wear[..., None].astype(np.float32)
     return np.asarray(belt * (1 - dusty) + FINES_COLOUR * dusty)
 
@@ -198,8 +164,8 @@ def _paint_rock(canvas: _Canvas, number: int, centre: NDArray[np.float64], diame
     rows, columns = np.mgrid[0 : 2 * half, 0 : 2 * half].astype(np.float32)
     grid = (rows - np.float32(centre[0] - top), columns - np.float32(centre[1] - left))
     inside, height = _outline(diameter, grid, rng)
-    rough = _texture(2 * half, 2 * half, rng)
-    inside += _texture(2 * half, 2 * half, rng, coarse=True) * min(2.0, 0.03 * diameter)
+    rough = texture(2 * half, 2 * half, rng)
+    inside += texture(2 * half, 2 * half, rng, coarse=True) * min(2.0, 0.03 * diameter)
     area = float((inside > 0).sum())
     seen = (slice(max(0, -top), min(2 * half, size - top)), slice(max(0, -left), min(2 * half, size - left)))
     there = (slice(seen[0].start + top, seen[0].stop + top), slice(seen[1].start + left, seen[1].stop + left))
@@ -228,11 +194,11 @@ def _shade(height: Floats, rough: Floats, diameter: float, canvas: _Canvas, rng:
 def _photograph(colour: Floats, look: OreLook, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Dust in the air, uneven light, the lens and the sensor: ``uint8 [S, S, 3]``."""
     size = len(colour)
-    haze = np.float32(look.dust) * (0.05 + 0.3 * _smooth(size, 3, rng))[..., None]
+    haze = np.float32(look.dust) * (0.05 + 0.3 * smooth(size, 3, rng))[..., None]
     colour = colour * (1 - haze) + np.array([0.62, 0.52, 0.38], dtype=np.float32) * haze
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     angle = rng.uniform(0, 2 * np.pi)
-    fall = np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None] + 1.2 * (_smooth(size, 2, rng) - 0.5)
+    fall = np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None] + 1.2 * (smooth(size, 2, rng) - 0.5)
     exposure = (rng.uniform(0.9, 1.25) * (1 + look.light * 0.45 * fall)).astype(np.float32)
     colour = colour * exposure[..., None]
     colour[1:] = 0.5 * (colour[1:] + colour[:-1])  # the belt moves while the shutter is open

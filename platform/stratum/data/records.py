@@ -7,6 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from stratum.data.class_table import ClassTable
+from stratum.data.palette import Naming
+
 Severity = Literal["error", "warning"]
 Rle = Mapping[str, object]  # pycocotools' compressed form: {"size": [H, W], "counts": bytes}
 
@@ -36,12 +39,17 @@ class RawAnnotation:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One image that a data set lists, unread. ``size`` is what the labels claim, ``(H, W)``."""
+    """One image that a data set lists, unread. ``size`` is what the labels claim, ``(H, W)``.
+
+    With a ``table`` the labels come to one class mask: read from ``mask_uri``, or painted from the annotations where there is none.
+    """
 
     uri: str
     annotations: tuple[RawAnnotation, ...] = ()
     mask_uri: str | None = None
     size: tuple[int, int] | None = None
+    table: ClassTable | None = None
+    colours: Naming | None = None  # of a colour-coded class mask
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,3 +67,12 @@ class Record:
     rotate: bool = True  # whether the EXIF orientation is applied
     path: Path | None = None  # a local copy, where this machine has one
     pixels: Tensor | None = None  # uint8 [3, H, W], for scenes that are made and not read
+    mask: bytes | None = None  # a packed class mask; None: instances
+    pixel_counts: tuple[int, ...] = ()  # pixels of each class in the class mask
+    window: tuple[int, int] | None = None  # (top, left) of the tile of ``size`` that this record stands for; None: the whole image
+    file: str = ""  # where the image of a tile is; empty: at ``uri``
+
+    @property
+    def positive(self) -> bool:
+        """Whether there is anything to find: an instance, or a second class."""
+        return bool(self.labels) or sum(n > 0 for n in self.pixel_counts) > 1

@@ -12,10 +12,12 @@ from torch.utils.data import Dataset
 
 from stratum import storage
 from stratum.data import rle
+from stratum.data.class_table import ClassTable
+from stratum.data.classmask import count, pack, unpack
 from stratum.data.images import DepthRule, decode_image
 from stratum.data.records import Record
 from stratum.data.sample import Sample, Samples
-from stratum_models.interface import InstanceTarget
+from stratum_models.interface import InstanceTarget, SemanticTarget, Target
 
 CACHE_BYTES = 256 * 2**20
 
@@ -23,8 +25,8 @@ CACHE_BYTES = 256 * 2**20
 class SampleSet(Dataset[Sample]):
     """Labelled images by index: decoded when asked for, the decoded images kept in memory up to ``cache_bytes``.
 
-    Masks are kept run-length encoded and drawn for each sample, so memory does not grow with the instances. The set is picklable; a
-    copy starts with an empty cache, and reads from the URI where this machine's local copy is not there.
+    Masks are kept run-length encoded, or compressed, and drawn for each sample, so memory does not grow with the instances. The set is
+    picklable; a copy starts with an empty cache, and reads from the URI where this machine's local copy is not there.
     """
 
     def __init__(self, records: Sequence[Record], depth: DepthRule | None = None, cache_bytes: int = CACHE_BYTES) -> None:
@@ -53,10 +55,12 @@ class SampleSet(Dataset[Sample]):
         record = self.records[index]
         return Sample(image=self._image(index % len(self)).clone(), target=self.target(index), uri=record.uri)
 
-    def target(self, index: int) -> InstanceTarget:
+    def target(self, index: int) -> Target:
         """The labels of sample ``index`` without reading its image."""
         record = self.records[index]
         height, width = record.size
+        if record.mask is not None:
+            return SemanticTarget(mask=torch.from_numpy(unpack(record.mask, record.size)).long())
         return InstanceTarget(
             boxes=torch.from_numpy(rle.boxes(record.rles)),
             labels=torch.tensor(record.labels, dtype=torch.int64),
@@ -76,7 +80,7 @@ class SampleSet(Dataset[Sample]):
 
     @property
     def annotation_count(self) -> int:
-        """How many instances all images hold together."""
+        """How many instances all images hold together; none in a set of class masks."""
         return sum(len(r.labels) for r in self.records)
 
     def subset(self, indices: Iterable[int]) -> "SampleSet":
@@ -99,12 +103,21 @@ class SampleSet(Dataset[Sample]):
 
 
 def read_record(record: Record, depth: DepthRule | None) -> Tensor:
-    """The image of a record, ``uint8 [3, H, W]``."""
+    """The image of a record, ``uint8 [3, H, W]``; of a tile, its part alone."""
+    image = _read_whole(record, depth)
+    if record.window is None:
+        return image
+    (top, left), (height, width) = record.window, record.size
+    return image[:, top : top + height, left : left + width].clone()
+
+
+def _read_whole(record: Record, depth: DepthRule | None) -> Tensor:
     if record.pixels is not None:
         return record.pixels
+    uri = record.file or record.uri
     local = record.path is not None and record.path.exists()
-    data = record.path.read_bytes() if local and record.path is not None else storage.read_bytes(record.uri)
-    return decode_image(data, depth, record.uri, rotate=record.rotate)
+    data = record.path.read_bytes() if local and record.path is not None else storage.read_bytes(uri)
+    return decode_image(data, depth, uri, rotate=record.rotate)
 
 
 def from_samples(samples: Samples, labels: Sequence[int | None] | None = None) -> SampleSet:
@@ -113,27 +126,34 @@ def from_samples(samples: Samples, labels: Sequence[int | None] | None = None) -
 
 
 def _remember(sample: Sample, labels: Sequence[int | None] | None) -> Record:
+    record = _picture(sample)
     target = sample.target
     if not isinstance(target, InstanceTarget):
-        raise TypeError(f"{sample.uri}: a sample set holds instances, not {type(target).__name__}")
-    picture = hashlib.sha256(sample.image.contiguous().numpy().data).hexdigest()
-    record = Record(
-        uri=sample.uri,
-        size=(sample.image.shape[1], sample.image.shape[2]),
-        labels=tuple(target.labels.tolist()),
-        rles=tuple(rle.encode(target.masks.numpy())),
-        crowd=tuple(target.crowd.tolist()),
-        digest=picture,
-        picture=picture,
-        pixels=sample.image,
-    )
-    if labels is None:
-        return record
-    renamed = [labels[label] for label in record.labels]
+        raise TypeError(f"{sample.uri}: expected instances, not {type(target).__name__}")
+    renamed = [label if labels is None else labels[label] for label in target.labels.tolist()]
     kept = [i for i, label in enumerate(renamed) if label is not None]
+    rles = rle.encode(target.masks.numpy())
     return replace(
         record,
         labels=tuple(label for label in renamed if label is not None),
-        rles=tuple(record.rles[i] for i in kept),
-        crowd=tuple(record.crowd[i] for i in kept),
+        rles=tuple(rles[i] for i in kept),
+        crowd=tuple(bool(target.crowd[i]) for i in kept),
     )
+
+
+def from_masks(samples: Samples, table: ClassTable) -> SampleSet:
+    """A set of samples with class masks that is kept in memory whole, its labels by ``table``."""
+    return SampleSet([_remember_mask(samples[i], table) for i in range(len(samples))])
+
+
+def _remember_mask(sample: Sample, table: ClassTable) -> Record:
+    if not isinstance(sample.target, SemanticTarget):
+        raise TypeError(f"{sample.uri}: expected a class mask, not {type(sample.target).__name__}")
+    labels = table.apply(sample.target.mask.numpy())
+    return replace(_picture(sample), mask=pack(labels), pixel_counts=count(labels, len(table.names)))
+
+
+def _picture(sample: Sample) -> Record:
+    picture = hashlib.sha256(sample.image.contiguous().numpy().data).hexdigest()
+    size = (sample.image.shape[1], sample.image.shape[2])
+    return Record(uri=sample.uri, size=size, digest=picture, picture=picture, pixels=sample.image)

@@ -3,17 +3,20 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from stratum import storage
-from stratum.data import rle
+from stratum.data import classmask, rle
+from stratum.data.class_table import ClassTable
 from stratum.data.idmask import read_ids
 from stratum.data.images import DepthRule, ImageError, Pixels, decode_pixels, depth_rule
 from stratum.data.records import Entry, Problem, RawAnnotation, Record, Rle, Severity
 from stratum_models.errors import UserError
+from stratum_models.interface import IGNORE_INDEX
 
 WORKERS = 8  # decoders and S3 reads leave the interpreter's lock; more only compete
 
@@ -66,28 +69,75 @@ def _examine(entry: Entry) -> _Finding:
     except (UserError, OSError) as error:
         finding.unreadable(entry.uri, error)
         return finding
+    if entry.table is not None and entry.mask_uri is not None:
+        entry = _sized_by_mask(entry, entry.mask_uri, data, pixels)
     turned = _as_labelled(entry, data, pixels, finding)
     if turned is None:
         return finding
     pixels, rotate = turned
     size = (int(pixels.shape[0]), int(pixels.shape[1]))
-    labelled = _masks(entry, size, finding) if entry.mask_uri is None else _id_masks(entry.mask_uri, size, finding)
-    if labelled is None:
-        return finding
-    labels, rles, crowd = labelled
-    finding.record = Record(
+    record = Record(
         uri=entry.uri,
         size=size,
-        labels=labels,
-        rles=rles,
-        crowd=crowd,
         digest=hashlib.sha256(data).hexdigest(),
         picture=_picture_hash(pixels),
         deep=pixels.dtype == np.uint16,
         rotate=rotate,
         path=path,
     )
+    finding.record = _with_instances(record, entry, finding) if entry.table is None else _with_classes(record, entry, entry.table, finding)
     return finding
+
+
+def _with_instances(record: Record, entry: Entry, finding: _Finding) -> Record | None:
+    size = record.size
+    labelled = _masks(entry, size, finding) if entry.mask_uri is None else _id_masks(entry.mask_uri, size, finding)
+    if labelled is None:
+        return None
+    labels, rles, crowd = labelled
+    return replace(record, labels=labels, rles=rles, crowd=crowd)
+
+
+def _with_classes(record: Record, entry: Entry, table: ClassTable, finding: _Finding) -> Record | None:
+    if entry.mask_uri is None:
+        raw, rles, _ = _masks(entry, record.size, finding)
+        labels: classmask.Labels | None = classmask.paint(raw, rles, record.size, table)
+    else:
+        labels = _class_mask(entry.mask_uri, record.size, entry, table, finding)
+    if labels is None:
+        return None
+    return replace(record, mask=classmask.pack(labels), pixel_counts=classmask.count(labels, len(table.names)))
+
+
+def _class_mask(uri: str, size: tuple[int, int], entry: Entry, table: ClassTable, finding: _Finding) -> classmask.Labels | None:
+    try:
+        labels = classmask.read_class_mask(_read(uri)[1], uri, table, entry.colours)
+    except classmask.ClassError as error:
+        finding.add("error", "unknown class", uri, _reason(error, uri))
+    except ImageError as error:
+        finding.add("error", "broken mask", uri, _reason(error, uri))
+    except (UserError, OSError) as error:
+        finding.unreadable(uri, error)
+    else:
+        if labels.shape == size:
+            if (labels == IGNORE_INDEX).any() and not ((labels > 0) & (labels != IGNORE_INDEX)).any():
+                detail = "its only values are 0 and 255, which is ignored; if 255 is a class, name it in palette.json by its colour"
+                finding.add("warning", "black and white", uri, detail)
+            return labels
+        sizes = f"the mask has {labels.shape[1]}x{labels.shape[0]} pixels, its image {entry.uri} {size[1]}x{size[0]}"
+        finding.add("error", "wrong size", uri, sizes)
+    return None
+
+
+def _sized_by_mask(entry: Entry, mask_uri: str, data: bytes, pixels: Pixels) -> Entry:
+    """The entry with the size of its mask where that is the image's as stored, without its EXIF orientation."""
+    try:
+        with Image.open(storage.fetch(mask_uri)) as mask:
+            claimed = (mask.height, mask.width)
+    except Exception:  # what is wrong with the mask is said where it is read
+        return entry
+    turned = claimed != pixels.shape[:2] and claimed == decode_pixels(data, entry.uri, rotate=False).shape[:2]
+    return replace(entry, size=claimed) if turned else entry
 
 
 def _as_labelled(entry: Entry, data: bytes, pixels: Pixels, finding: _Finding) -> tuple[Pixels, bool] | None:

@@ -1,22 +1,27 @@
 """One URI of labelled images to a training and a validation set."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from stratum.data.classes import parse_classes
+from stratum.data.class_table import class_table
+from stratum.data.classes import ClassMap, parse_classes
 from stratum.data.coco import coco_entries, read_coco, unlisted_images, used_categories
 from stratum.data.fingerprint import fingerprint
-from stratum.data.idmask import CATEGORY, mask_entries
+from stratum.data.idmask import CATEGORY, doubtful_ids, mask_entries
 from stratum.data.images import DepthRule
-from stratum.data.layouts import CocoPart, MaskPart, Part, find_layout
+from stratum.data.layouts import find_layout
+from stratum.data.parts import CocoPart, MaskPart, Part
 from stratum.data.records import Entry, Problem, Record
-from stratum.data.samples import SampleSet, from_samples
+from stratum.data.samples import SampleSet, from_masks, from_samples
 from stratum.data.scan import measure_depth, scan
-from stratum.data.split import split
+from stratum.data.semantic_source import Listing, class_problems, list_semantic, task_of
+from stratum.data.split import fold_of, split
+from stratum.data.tiles import cut
 from stratum_models.errors import UserError
 from stratum_models.interface import Task
 
 SYNTHETIC = "synthetic://"
+MIN_TILE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +29,13 @@ class DataSpec:
     """Which data to use, and how."""
 
     uri: str  # a folder, a COCO JSON (local or s3://) or synthetic://ore?images=64&size=256&seed=0
-    classes: str = ""  # such as roca+glomero=ore; empty: every category
+    classes: str = ""  # such as roca+glomero=ore; empty: every category; for class masks the rest becomes the background
+    task: str = ""  # instance or semantic; empty: what the files hold
     val_fraction: float = 0.2  # how much is held out where the data have no validation part of their own
     split_seed: int = 0
+    folds: int = 0  # cross-validation: the images of all parts are dealt into so many; 0: none
+    fold: int = 0  # which of them is held out, counted from 0
+    tile: int = 0  # images are cut into tiles with sides of at most so many pixels, without overlap; 0: left whole
     skip_broken: bool = False  # go on without what is missing, broken or unknown
 
     def __post_init__(self) -> None:
@@ -36,6 +45,14 @@ class DataSpec:
             raise UserError(f"the validation fraction is {self.val_fraction}, it must be between 0 and 1")
         if self.split_seed < 0:
             raise UserError(f"the split seed is {self.split_seed}, it must be 0 or more")
+        if self.task not in ("", "instance", "semantic"):
+            raise UserError(f"the task {self.task!r} is not known; it is instance or semantic, or empty for what the files hold")
+        if self.folds and (self.folds < 2 or not 0 <= self.fold < self.folds):
+            raise UserError(f"fold {self.fold} of {self.folds} is no fold: folds must be 2 or more, fold from 0 to one less")
+        if self.fold and not self.folds:
+            raise UserError(f"fold is {self.fold}, but into how many folds the images are dealt is not said: give folds")
+        if self.tile and self.tile < MIN_TILE:
+            raise UserError(f"tiles of {self.tile} pixels are too small; give at least {MIN_TILE}, or 0 for whole images")
         parse_classes(self.classes)
 
 
@@ -60,6 +77,7 @@ class Survey:
     val: list[Record]
     classes: tuple[str, ...]
     problems: list[Problem]
+    task: Task = "instance"
     depth: DepthRule | None = None
     dropped: Counter[str] = field(default_factory=Counter)  # annotations by category that the class selection left out
 
@@ -90,7 +108,7 @@ def load_data(spec: DataSpec) -> Dataset:
         train=SampleSet(survey.train, survey.depth),
         val=SampleSet(survey.val, survey.depth),
         classes=survey.classes,
-        task="instance",
+        task=survey.task,
         depth=survey.depth,
         fingerprint=fingerprint(survey.train, survey.val, survey.classes, survey.depth),
         problems=survey.problems,
@@ -102,33 +120,49 @@ def survey_data(spec: DataSpec) -> Survey:
     if spec.uri.startswith(SYNTHETIC):
         return _synthetic(spec)
     parts = [part for part in find_layout(spec.uri) if part is not None]
-    listed, problems, classes, dropped = _list_entries(parts, spec)
-    scanned = [scan(entries) for entries in listed]
-    problems += [problem for _, found in scanned for problem in found]
-    sets = [records for records, _ in scanned]
-    train, val = sets if len(sets) == 2 else split(sets[0], spec.val_fraction, spec.split_seed)
-    problems += _same_pictures(train, val) + _empty_classes(train, classes, spec.uri)
-    return Survey(train=train, val=val, classes=classes, problems=problems, depth=measure_depth(train), dropped=dropped)
-
-
-def _list_entries(parts: list[Part], spec: DataSpec) -> tuple[list[list[Entry]], list[Problem], tuple[str, ...], Counter[str]]:
     wanted = parse_classes(spec.classes)
+    task = task_of(parts, spec.task)
+    listing = list_semantic(parts, wanted) if task == "semantic" else _list_instances(parts, wanted)
+    scanned = [scan(entries) for entries in listing.entries]
+    problems = listing.problems + [problem for _, found in scanned for problem in found]
+    if task == "instance" and not spec.task and any(isinstance(part, MaskPart) and part.kind == "folder" for part in parts):
+        problems += doubtful_ids([record for records, _ in scanned for record in records], spec.uri)
+    survey = Survey(train=[], val=[], classes=listing.classes, problems=problems, task=task, dropped=listing.dropped)
+    return _divided([records for records, _ in scanned], survey, spec)
+
+
+def _divided(sets: list[list[Record]], survey: Survey, spec: DataSpec) -> Survey:
+    """The survey with its records in two parts and what only both together show; tiles are cut last, so none strays to the other part."""
+    if spec.folds:
+        train, val = fold_of([record for records in sets for record in records], spec.folds, spec.fold, spec.split_seed)
+    else:
+        train, val = sets if len(sets) == 2 else split(sets[0], spec.val_fraction, spec.split_seed)
+    problems = survey.problems + _same_pictures(train, val) + _empty_classes(train, survey, spec.uri)
+    depth = measure_depth(train)
+    if spec.tile:
+        train, val = cut(train, spec.tile), cut(val, spec.tile)
+    return replace(survey, train=train, val=val, problems=problems, depth=depth)
+
+
+def _list_instances(parts: list[Part], wanted: ClassMap) -> Listing:
     coco = {part: read_coco(part.tree.uri(part.file)) for part in parts if isinstance(part, CocoPart)}
     classes = wanted.resolve(used_categories(list(coco.values())) if coco else [CATEGORY])
     listed: list[list[Entry]] = []
     problems: list[Problem] = []
     dropped: Counter[str] = Counter()
     for part in parts:
-        if isinstance(part, MaskPart):
-            entries, found = mask_entries(part)
-        else:
+        if isinstance(part, CocoPart):
             entries, found, unwanted = coco_entries(coco[part], part, classes)
             dropped += unwanted
+        elif isinstance(part, MaskPart):
+            entries, found = mask_entries(part)
+        else:
+            raise TypeError(f"no instances are read from a {type(part).__name__}")
         listed.append(entries)
         problems += found
     named = [entry.uri for entries in listed for entry in entries] + [p.uri for p in problems if p.kind == "listed twice"]
     problems += unlisted_images(list(coco), named)
-    return listed, problems, classes.names, dropped
+    return Listing(entries=listed, classes=classes.names, problems=problems, dropped=dropped)
 
 
 def _same_pictures(train: list[Record], val: list[Record]) -> list[Problem]:
@@ -145,9 +179,11 @@ def _same_pictures(train: list[Record], val: list[Record]) -> list[Problem]:
     return problems
 
 
-def _empty_classes(train: list[Record], classes: tuple[str, ...], uri: str) -> list[Problem]:
+def _empty_classes(train: list[Record], survey: Survey, uri: str) -> list[Problem]:
+    if survey.task == "semantic":
+        return class_problems(survey.classes, [record.pixel_counts for record in train], uri)
     found = {label for record in train for label in record.labels}
-    missing = [name for label, name in enumerate(classes) if label not in found]
+    missing = [name for label, name in enumerate(survey.classes) if label not in found]
     return [
         Problem(severity="warning", kind="empty class", uri=uri, detail=f"no instance of {name!r} in the training part") for name in missing
     ]
@@ -155,9 +191,20 @@ def _empty_classes(train: list[Record], classes: tuple[str, ...], uri: str) -> l
 
 def _synthetic(spec: DataSpec) -> Survey:
     from stratum.data.synthetic import load_synthetic
+    from stratum.data.synthetic_masks import MaskSceneSet
 
     train, val, known = load_synthetic(spec.uri)
-    classes = parse_classes(spec.classes).resolve(known)
-    labels = [classes.index(name) for name in known]
-    sets = [list(from_samples(samples, labels).records) for samples in (train, val)]
-    return Survey(train=sets[0], val=sets[1], classes=classes.names, problems=[])
+    task: Task = "semantic" if isinstance(train, MaskSceneSet) else "instance"
+    if spec.task not in ("", task):
+        raise UserError(f"{spec.uri} is for the task {task}, not {spec.task}; leave the task out or choose another scene")
+    wanted = parse_classes(spec.classes)
+    if task == "semantic":
+        table = class_table(known, wanted)
+        names, sets = table.names, [list(from_masks(samples, table).records) for samples in (train, val)]
+    else:
+        classes = wanted.resolve(known)
+        labels = [classes.index(name) for name in known]
+        names, sets = classes.names, [list(from_samples(samples, labels).records) for samples in (train, val)]
+    if spec.folds or spec.tile:
+        return _divided(sets, Survey(train=[], val=[], classes=names, problems=[], task=task), spec)
+    return Survey(train=sets[0], val=sets[1], classes=names, problems=[], task=task)

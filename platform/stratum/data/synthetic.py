@@ -1,4 +1,4 @@
-"""Synthetic ore as a data set: ``synthetic://ore?images=64&size=256&seed=0``.
+"""Synthetic ore as a data set: ``synthetic://ore?images=64&size=256&seed=0``; and what all ``synthetic://`` scenes are called.
 
 An image depends on the parameters and on its number alone, so that it is the same in every process, and is drawn when it is first
 asked for. The last quarter of the images is the validation set.
@@ -15,11 +15,13 @@ from torch.utils.data import Dataset
 from stratum.data.ore_scene import OreLook, draw_ore
 from stratum.data.sample import Sample
 from stratum.data.scene import tight_boxes
+from stratum.data.synthetic_masks import SCENES as MASK_SCENES
+from stratum.data.synthetic_masks import MaskSceneSet, MaskSceneSpec, draw_masked
 from stratum_models.errors import UserError
 from stratum_models.interface import InstanceTarget
 
 SCHEME = "synthetic"
-SCENES = ("ore",)
+SCENES = ("ore", *MASK_SCENES)
 CLASSES = ("ore",)
 DISTRIBUTIONS = ("lognormal", "rosin_rammler")
 KEPT_BYTES = 256 * 2**20  # of samples in a process
@@ -110,19 +112,27 @@ class SyntheticSet(Dataset[Sample]):
         return {**self.__dict__, "_kept": {}, "_room": KEPT_BYTES}
 
 
-def load_synthetic(uri: str) -> tuple[SyntheticSet, SyntheticSet, tuple[str, ...]]:
+AnySet = SyntheticSet | MaskSceneSet
+AnySpec = OreSpec | MaskSceneSpec
+
+
+def load_synthetic(uri: str) -> tuple[AnySet, AnySet, tuple[str, ...]]:
     """Training set, validation set and class names of a ``synthetic://`` URI; unknown scenes and parameters are refused."""
     spec = parse_uri(uri)
     train = spec.images - max(1, round(spec.images / 4))
-    return SyntheticSet(spec, range(train)), SyntheticSet(spec, range(train, spec.images)), CLASSES
+    parts = (range(train), range(train, spec.images))
+    if isinstance(spec, OreSpec):
+        return SyntheticSet(spec, parts[0]), SyntheticSet(spec, parts[1]), CLASSES
+    return MaskSceneSet(spec, parts[0]), MaskSceneSet(spec, parts[1]), spec.classes
 
 
-def parse_uri(uri: str) -> OreSpec:
+def parse_uri(uri: str) -> AnySpec:
     """The specification that a URI asks for."""
     parts = urlsplit(uri)
     if parts.scheme != SCHEME or parts.netloc not in SCENES or parts.path.strip("/"):
         raise UserError(f"{uri}: unknown synthetic scene; known are {', '.join(f'{SCHEME}://{s}' for s in SCENES)}")
-    known: dict[str, type[int | float | str]] = {f.name: type(getattr(OreSpec, f.name)) for f in fields(OreSpec)}
+    form: type[AnySpec] = OreSpec if parts.netloc == "ore" else MaskSceneSpec
+    known: dict[str, type[int | float | str]] = {f.name: type(f.default) for f in fields(form) if f.name != "scene"}  # type: ignore[misc]
     values: dict[str, object] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
@@ -131,11 +141,15 @@ def parse_uri(uri: str) -> OreSpec:
             values[name] = known[name](text)
         except ValueError:
             raise UserError(f"{uri}: {name}={text!r} is not a number ({known[name].__name__})") from None
-    return OreSpec(**values)  # type: ignore[arg-type]
+    if parts.netloc == "ore":
+        return OreSpec(**values)  # type: ignore[arg-type]
+    return MaskSceneSpec(scene=parts.netloc, **values)  # type: ignore[arg-type]
 
 
-def draw_sample(spec: OreSpec, number: int) -> tuple[Sample, NDArray[np.float64]]:
-    """One image of a specification, and the true diameters of its rocks in pixels."""
+def draw_sample(spec: AnySpec, number: int) -> tuple[Sample, NDArray[np.float64]]:
+    """One image of a specification, and the true diameters of its rocks in pixels; a scene with class masks has none."""
+    if isinstance(spec, MaskSceneSpec):
+        return draw_masked(spec, number), np.zeros(0)
     rng = np.random.default_rng([spec.seed, number])
     # spread evenly, so that a small set has its share too and starts with rocks
     is_empty = int((number + 1) * spec.empty) > int(number * spec.empty)
