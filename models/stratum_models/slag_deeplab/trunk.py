@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from stratum_models.errors import UserError
@@ -36,7 +37,8 @@ class Trunk(nn.Module):
         if output_stride != 32 and not name.startswith("vgg"):
             options["output_stride"] = output_stride
         try:
-            reductions = timm.create_model(name, **options).feature_info.reduction()
+            with torch.device("meta"):  # only to see what it offers
+                reductions = timm.create_model(name, **options).feature_info.reduction()
             indices = tuple(max(i for i, reduction in enumerate(reductions) if reduction == stride) for stride in strides)
         except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             wanted = f"feature maps at strides {tuple(strides)}, none above {output_stride}"
