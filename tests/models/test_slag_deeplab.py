@@ -225,15 +225,11 @@ def model() -> SemanticModel:
     return build_slag_deeplab(DEBUG, num_classes=3)
 
 
-@pytest.mark.parametrize("sizes", [[(97, 131)], [(97, 131), (64, 33)], [(16, 16)]])
+@pytest.mark.parametrize("sizes", [[(97, 131)], [(97, 131), (64, 33)], [(9, 16)]])
 def test_every_parameter_learns_at_any_size_and_from_one_image(model: SemanticModel, sizes: list[tuple[int, int]]) -> None:
     model.train()
     model.zero_grad()
     images, targets = zip(*(scene(*size, seed=i) for i, size in enumerate(sizes)), strict=True)
-    if sizes == [(16, 16)]:  # one cell at stride 16: BN has a single value per channel
-        with pytest.raises(ValueError, match="more than 1 value"):
-            model.loss(images, targets)
-        return
     terms = model.loss(images, targets)
     torch.stack(list(terms.values())).sum().backward()
     assert all(term.isfinite() for term in terms.values())

@@ -10,6 +10,8 @@ from stratum_models.slag_deeplab.ema import EfficientMultiScaleAttention
 from stratum_models.slag_deeplab.model import OUTPUT_STRIDE, STRIDES, DeepLabV3Plus
 from stratum_models.slag_deeplab.trunk import Trunk, colours, load_classifier
 
+DIVISOR = 2 * OUTPUT_STRIDE  # so that the smallest batch has four cells for BN to take its statistics from
+
 
 def build_slag_deeplab(config: SlagDeepLabConfig, num_classes: int, backbone_weights: str | None = None) -> SemanticModel:
     """A DeepLabv3+ with random weights, its trunk's apart where ``backbone_weights`` is ``"imagenet"`` or a local file.
@@ -30,6 +32,6 @@ def build_slag_deeplab(config: SlagDeepLabConfig, num_classes: int, backbone_wei
         shortcut_channels=config.shortcut_channels,
         decoder_channels=config.decoder_channels,
     )
-    model = SemanticModel(network, num_classes, config, divisor=OUTPUT_STRIDE)
-    model.normalize = Normalize(*colours(config.backbone), divisor=OUTPUT_STRIDE)
+    model = SemanticModel(network, num_classes, config, divisor=DIVISOR)
+    model.normalize = Normalize(*colours(config.backbone), divisor=DIVISOR)
     return model
