@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, stats
 from skimage.measure import label
 
 from stratum.measurements import check_scale
@@ -27,8 +27,10 @@ Found = SemanticPrediction | SemanticTarget | npt.NDArray[np.generic]
 STEP = 0.25  # pixels between two samples along a line
 SPECK = 0.1  # parts of the tube with less than this share of its largest part's area are errors
 MARGIN = 0.1  # this share of a width or length is left out on each side, where edges are ragged and corners round
+TURNS = 3  # times that the direction is improved by the tube's sides
+MOST_LINES = 200  # across the tube, to find its direction
 LEAST_PIXELS = 25  # of a class that is measured
-ROUND = 1.05  # a visible tube whose longer axis is less than this many times its shorter one has no axis
+ROUND = 1.1  # a visible tube whose longer axis is less than this many times its shorter one has no axis
 TWO_EDGES = math.sqrt(2 / 12)  # standard deviation of the distance of two edges, each known to one pixel
 
 
@@ -103,6 +105,8 @@ def measure_slag(
 
     The tube's pixels have two principal axes. The one along which the slag covers less of the tube is its axis: a band reaches from side
     to side but not from end to end, also on a tube of which less is seen in length than in width.
+
+    Its direction is that of the line between the tube's two sides, since what ends the tube may be slanted.
 
     Args:
         found: classes or probabilities; with probabilities, edges are found between the pixels.
@@ -200,10 +204,31 @@ def _tube_axis(tube: npt.NDArray[np.bool_], slag: npt.NDArray[np.bool_]) -> Floa
     on_tube, on_slag = _points(tube), _points(slag)
     variances, axes = np.linalg.eigh(np.cov(on_tube.T))
     if variances[1] < ROUND**2 * variances[0]:
-        raise UserError("as much of the tube is seen in length as in width, so that its axis is open: give axis_degrees, 90 if it stands upright")
+        raise UserError(
+            "as much of the tube is seen in length as in width, so that its axis is open: give axis_degrees, 90 if it stands upright"
+        )
     both = np.concatenate([on_tube, on_slag])
     reach = [(on_slag @ axis).std() / (both @ axis).std() for axis in axes.T]
-    return np.asarray(axes[:, int(np.argmin(reach))], dtype=np.float64)
+    along = np.asarray(axes[:, int(np.argmin(reach))], dtype=np.float64)
+    for _ in range(TURNS):
+        along = _between_sides(tube, along)
+    return along
+
+
+def _between_sides(tube: npt.NDArray[np.bool_], along: Floats) -> Floats:
+    """A direction turned to that of the points halfway between the tube's sides (Theil and Sen's line: some may lie anywhere)."""
+    across = np.array([-along[1], along[0]])
+    points = _points(tube)
+    lines, positions = _inner(points @ along), _samples(points @ across)
+    lines = lines[:: max(1, len(lines) // MOST_LINES)]
+    inside = _on_lines(np.where(tube, 1.0, -1.0), lines, along, positions, across) >= 0
+    hit = inside.any(axis=1)
+    if hit.sum() < 2:
+        return along
+    first, last = _ends(inside[hit])
+    slope = stats.theilslopes((positions[first] + positions[last]) / 2, lines[hit]).slope
+    turned: Floats = along + slope * across
+    return turned / np.linalg.norm(turned)
 
 
 def _margin(values: npt.NDArray[np.generic], classes: npt.NDArray[np.int64], index: int, region: npt.NDArray[np.bool_]) -> Floats:
@@ -263,10 +288,14 @@ def _on_lines(field: Floats, offsets: Floats, across: Floats, positions: Floats,
 
 def _extents(inside: npt.NDArray[np.bool_]) -> Floats:
     """From the first to the last sample inside, in pixels, for each line ``[lines, samples]``; 0 where there is none."""
-    first = inside.argmax(axis=1)
-    last = inside.shape[1] - 1 - inside[:, ::-1].argmax(axis=1)
+    first, last = _ends(inside)
     lengths: Floats = np.where(inside.any(axis=1), (last - first + 1) * STEP, 0.0)
     return lengths
+
+
+def _ends(inside: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The first and the last sample inside, for each line ``[lines, samples]`` that has one."""
+    return inside.argmax(axis=1), inside.shape[1] - 1 - inside[:, ::-1].argmax(axis=1)
 
 
 def _median_and_spread(lengths: Floats) -> tuple[float, float]:

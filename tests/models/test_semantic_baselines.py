@@ -48,7 +48,10 @@ def test_fcn_adds_scores_of_three_strides() -> None:
     torch.manual_seed(0)
     features = [torch.randn(1, c, h, w, dtype=torch.float64) for c, h, w in ((2, 8, 12), (3, 4, 6), (4, 2, 3))]
     network = FCN8s(FixedTrunk(features), (2, 3, 4), 5, hidden_channels=0, dropout=0.0).double()
-    scores = [torch.einsum("km,mhw->khw", s.weight[:, :, 0, 0], f[0]) + s.bias[:, None, None] for s, f in zip(network.scores, features, strict=True)]
+    scores = [
+        torch.einsum("km,mhw->khw", s.weight[:, :, 0, 0], f[0]) + s.bias[:, None, None]
+        for s, f in zip(network.scores, features, strict=True)
+    ]
     expected = upsampled(upsampled(scores[2], 4, 6) + scores[1], 8, 12) + scores[0]
     assert torch.allclose(network(torch.zeros(1, 3, 64, 96))[0], expected, atol=1e-12)
 
@@ -96,7 +99,11 @@ def test_learn_from_one_image_of_odd_size(config: FCNConfig | UNetConfig) -> Non
 def test_classifier_weights_reach_the_trunk(module: object, tmp_path) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     small = UNetConfig(decoder_channels=(8, 8, 8, 8, 8))
-    build = (lambda weights: build_fcn(FCNConfig(backbone="resnet18"), 2, weights)) if module is fcn else (lambda weights: build_unet(small, 2, weights))
+    build = (
+        (lambda weights: build_fcn(FCNConfig(backbone="resnet18"), 2, weights))
+        if module is fcn
+        else (lambda weights: build_unet(small, 2, weights))
+    )
     source = build(None)
     trunk = source.network.trunk.trunk if module is fcn else source.network.encoder
     torch.save(trunk.state_dict(), tmp_path / "resnet18.pth")

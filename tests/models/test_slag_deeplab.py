@@ -63,8 +63,14 @@ def attended(x: Tensor, ema: EfficientMultiScaleAttention) -> Tensor:
     assert bias is not None
     gated = torch.zeros_like(x)
     for c in range(channels):
-        along = [sigmoid(bias[c] + sum(mix[c, m] * sum(x[m, i, j] for j in range(width)) / width for m in range(channels))) for i in range(height)]
-        down = [sigmoid(bias[c] + sum(mix[c, m] * sum(x[m, i, j] for i in range(height)) / height for m in range(channels))) for j in range(width)]
+        along = [
+            sigmoid(bias[c] + sum(mix[c, m] * sum(x[m, i, j] for j in range(width)) / width for m in range(channels)))
+            for i in range(height)
+        ]
+        down = [
+            sigmoid(bias[c] + sum(mix[c, m] * sum(x[m, i, j] for i in range(height)) / height for m in range(channels)))
+            for j in range(width)
+        ]
         values = [[float(x[c, i, j]) * along[i] * down[j] for j in range(width)] for i in range(height)]
         mean = sum(map(sum, values)) / (height * width)
         variance = sum((value - mean) ** 2 for row in values for value in row) / (height * width)
@@ -166,7 +172,8 @@ def test_pyramid_joins_its_branches() -> None:
 
 # the paper's MiB (Table 2), and the figures of this folder's README
 @pytest.mark.parametrize(
-    ("name", "expected"), [("deeplab_mv2", 5_811_171), ("deeplab_mv2_ema", 5_827_331), ("deeplab_xception", 54_706_579), ("slag_deeplab", 3_869_891)]
+    ("name", "expected"),
+    [("deeplab_mv2", 5_811_171), ("deeplab_mv2_ema", 5_827_331), ("deeplab_xception", 54_706_579), ("slag_deeplab", 3_869_891)],
 )
 def test_sizes(name: str, expected: int) -> None:
     with torch.device("meta"):
@@ -178,7 +185,12 @@ def test_sizes(name: str, expected: int) -> None:
 
 def test_trunk_gives_the_deepest_map_of_each_stride() -> None:
     with torch.device("meta"):
-        for name, channels in (("mobilenetv2_100", (24, 320)), ("xception65", (256, 2048)), ("resnet50", (256, 2048)), ("vgg16_bn", (256, 512))):
+        for name, channels in (
+            ("mobilenetv2_100", (24, 320)),
+            ("xception65", (256, 2048)),
+            ("resnet50", (256, 2048)),
+            ("vgg16_bn", (256, 512)),
+        ):
             trunk = Trunk(name, (4, 16), 16)
             low, high = trunk(torch.zeros(1, 3, 64, 96))
             assert trunk.channels == channels
@@ -186,7 +198,9 @@ def test_trunk_gives_the_deepest_map_of_each_stride() -> None:
             assert high.shape == (1, channels[1], 4, 6)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("mobilenet_v9", "unknown backbone"), ("legacy_xception", "strides"), ("vit_tiny_patch16_224", "strides")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("mobilenet_v9", "unknown backbone"), ("legacy_xception", "strides"), ("vit_tiny_patch16_224", "strides")]
+)
 def test_backbones_that_cannot_serve_are_refused(name: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         Trunk(name, (4, 16), 16)
@@ -205,7 +219,12 @@ def test_classifier_weights_reach_the_trunk(tmp_path) -> None:  # type: ignore[n
 
 @pytest.mark.parametrize(
     ("values", "named"),
-    [({"ema_groups": -1}, "ema_groups"), ({"aspp_channels": 0}, "aspp_channels"), ({"dilations": ()}, "dilations"), ({"dilations": (6, 0)}, "dilations")],
+    [
+        ({"ema_groups": -1}, "ema_groups"),
+        ({"aspp_channels": 0}, "aspp_channels"),
+        ({"dilations": ()}, "dilations"),
+        ({"dilations": (6, 0)}, "dilations"),
+    ],
 )
 def test_options_out_of_range_are_named(values: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):

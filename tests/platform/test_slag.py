@@ -24,8 +24,8 @@ def draw(degrees: float, width: float, above: float, height: float, below: float
     along = np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
     u, v = x * along[0] + y * along[1], -x * along[1] + y * along[0]
     start = -(above + height + below) / 2
-    inside = (abs(v) <= width / 2) & (u >= start) & (u <= start + above + height + below)
-    band = inside & (u >= start + above) & (u <= start + above + height)
+    inside = (v >= -width / 2) & (v < width / 2) & (u >= start) & (u < start + above + height + below)
+    band = inside & (u >= start + above) & (u < start + above + height)
     return np.where(band, SLAG, np.where(inside, TUBE, 0)).astype(np.int64)
 
 
@@ -42,9 +42,8 @@ tubes = st.tuples(st.floats(0, 180), st.floats(30, 80), st.floats(30, 90), st.fl
 def test_height_width_and_direction_of_drawn_tubes(tube: tuple[float, ...]) -> None:
     degrees, width, above, height, below, shift = tube
     image = draw(degrees, width, above, height, below, shift=shift)
-    u_variance = np.cov(np.stack(np.nonzero(image == TUBE)))
-    ends = np.linalg.eigvalsh(u_variance)
-    assume(ends[1] > 1.3 * ends[0])  # as long as it is wide a tube has no axis
+    variances = np.linalg.eigvalsh(np.cov(np.stack(np.nonzero(image == TUBE))))
+    assume(variances[1] > 1.3 * variances[0])  # as long as it is wide a tube has no axis
     found = measure_slag(image, tube=TUBE, slag=SLAG)
     assert found.height_px == pytest.approx(height, abs=1.0)
     assert found.tube_width_px == pytest.approx(width, abs=1.0)
@@ -52,7 +51,7 @@ def test_height_width_and_direction_of_drawn_tubes(tube: tuple[float, ...]) -> N
     assert found.coverage == 1
     assert 0.4 <= found.uncertainty_px < 1.5
     given_axis = measure_slag(image, tube=TUBE, slag=SLAG, axis_degrees=degrees)
-    assert given_axis.height_px == pytest.approx(height, abs=0.75)
+    assert given_axis.height_px == pytest.approx(height, abs=1.0)  # an upright band has whole rows
 
 
 @settings(max_examples=20, deadline=None)
@@ -73,6 +72,17 @@ def test_tube_that_is_wider_than_long() -> None:
     found = measure_slag(draw(70, width=150, above=50, height=22, below=0), tube=TUBE, slag=SLAG)
     assert found.height_px == pytest.approx(22, abs=1)
     assert difference(found.axis_degrees, 70) < 1
+
+
+@pytest.mark.parametrize("slant", [-0.5, 0.3])
+def test_slanted_band_does_not_turn_the_axis(slant: float) -> None:
+    y, x = np.mgrid[:200, :200]
+    inside = (x >= 60) & (x < 120)
+    edge = 120 + slant * (x - 90)  # the band goes down to one side
+    image = np.where(inside & (y < edge), TUBE, np.where(inside & (y < edge + 25), SLAG, 0)).astype(np.int64)
+    found = measure_slag(image, tube=TUBE, slag=SLAG)
+    assert difference(found.axis_degrees, 90) < 0.5
+    assert found.height_px == pytest.approx(25, abs=0.5)
 
 
 def test_tube_without_axis_wants_one() -> None:
