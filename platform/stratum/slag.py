@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, stats
-from skimage.measure import label
 
 from stratum.measurements import check_scale
 from stratum_models.errors import UserError
@@ -153,9 +152,7 @@ def _values(found: Found) -> npt.NDArray[np.generic]:
         return values
     if values.ndim == 2 and values.dtype.kind in "iu":
         return values
-    raise UserError(
-        f"an array of {values.dtype} with shape {values.shape} holds no classes: give integers [H, W] or probabilities [K, H, W] as floats"
-    )
+    raise UserError(f"an array of {values.dtype} and shape {values.shape} holds no classes: give integers [H, W] or floats [K, H, W]")
 
 
 def _check_diameter(diameter: float | None, scale: float | None) -> None:
@@ -180,11 +177,11 @@ def _present(classes: npt.NDArray[np.int64], index: int, name: str) -> npt.NDArr
 
 def _parts(mask: npt.NDArray[np.bool_], least: float) -> npt.NDArray[np.bool_]:
     """A mask without the connected parts that have less than this share of the largest one's area."""
-    parts = np.asarray(label(mask, connectivity=2))
+    parts = np.asarray(ndimage.label(mask, structure=np.ones((3, 3)))[0])
     areas = np.bincount(parts.ravel())
     areas[0] = 0
-    kept: npt.NDArray[np.bool_] = (areas > 0) & (areas >= least * areas.max())
-    return kept[parts]
+    kept: npt.NDArray[np.bool_] = ((areas > 0) & (areas >= least * areas.max()))[parts]
+    return kept
 
 
 def _points(mask: npt.NDArray[np.bool_]) -> Floats:
@@ -204,9 +201,7 @@ def _tube_axis(tube: npt.NDArray[np.bool_], slag: npt.NDArray[np.bool_]) -> Floa
     on_tube, on_slag = _points(tube), _points(slag)
     variances, axes = np.linalg.eigh(np.cov(on_tube.T))
     if variances[1] < ROUND**2 * variances[0]:
-        raise UserError(
-            "as much of the tube is seen in length as in width, so that its axis is open: give axis_degrees, 90 if it stands upright"
-        )
+        raise UserError("as much of the tube is seen in length as in width: its axis is open; give axis_degrees, 90 if it stands upright")
     both = np.concatenate([on_tube, on_slag])
     reach = [(on_slag @ axis).std() / (both @ axis).std() for axis in axes.T]
     along = np.asarray(axes[:, int(np.argmin(reach))], dtype=np.float64)
@@ -228,7 +223,8 @@ def _between_sides(tube: npt.NDArray[np.bool_], along: Floats) -> Floats:
     first, last = _ends(inside[hit])
     slope = stats.theilslopes((positions[first] + positions[last]) / 2, lines[hit]).slope
     turned: Floats = along + slope * across
-    return turned / np.linalg.norm(turned)
+    turned /= np.linalg.norm(turned)
+    return turned
 
 
 def _margin(values: npt.NDArray[np.generic], classes: npt.NDArray[np.int64], index: int, region: npt.NDArray[np.bool_]) -> Floats:
@@ -237,8 +233,7 @@ def _margin(values: npt.NDArray[np.generic], classes: npt.NDArray[np.int64], ind
         return np.where(region, 1.0, -1.0)
     others = np.delete(values, index, axis=0).max(axis=0)
     ahead: Floats = (values[index] - others).astype(np.float64)
-    elsewhere = (classes == index) & ~region
-    ahead[elsewhere] = -1.0
+    ahead[(classes == index) & ~region] = -1.0
     return ahead
 
 

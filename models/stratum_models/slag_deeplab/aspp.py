@@ -24,7 +24,7 @@ class ImagePooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        pooled = self.conv(x.mean((2, 3), keepdim=True)).relu()
+        pooled: Tensor = self.conv(x.mean((2, 3), keepdim=True)).relu()
         return pooled.expand(-1, -1, x.shape[2], x.shape[3])
 
 
