@@ -3,7 +3,7 @@
 Shapes: ``B`` images of ``H x W``, ``C`` channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,26 @@ class Trunk(nn.Module):
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
             raise UserError(f"unknown backbone {name!r}: timm has no model of this name; near it: {close}")
-        options: dict[str, Any] = {"features_only": True, "pretrained": False}
-        if output_stride != 32 and not name.startswith("vgg"):
-            options["output_stride"] = output_stride
+        options: dict[str, Any] = {"output_stride": output_stride} if output_stride != 32 and not name.startswith("vgg") else {}
         try:
             with torch.device("meta"):  # only to see what it offers
-                reductions = timm.create_model(name, **options).feature_info.reduction()
+                reductions = _features(name, options).feature_info.reduction()
             indices = tuple(max(i for i, reduction in enumerate(reductions) if reduction == stride) for stride in strides)
         except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             wanted = f"feature maps at strides {tuple(strides)}, none above {output_stride}"
             raise UserError(f"backbone {name!r} does not give {wanted}: choose another ({error})") from error
-        self.trunk: Any = timm.create_model(name, out_indices=indices, **options)
-        self.channels: tuple[int, ...] = tuple(self.trunk.feature_info.channels())
+        trunk = _features(name, {**options, "out_indices": indices})
+        self.trunk: nn.Module = trunk
+        self.channels: tuple[int, ...] = tuple(trunk.feature_info.channels())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """``[B, 3, H, W]`` to ``[B, C_i, H / s_i, W / s_i]`` for each stride."""
         return list(self.trunk(images))
+
+
+def _features(name: str, options: Mapping[str, Any]) -> Any:
+    """timm's feature extractor; its type says nothing of ``feature_info``."""
+    return timm.create_model(name, features_only=True, pretrained=False, **options)
 
 
 def colours(name: str) -> tuple[Sequence[float], Sequence[float]]:
