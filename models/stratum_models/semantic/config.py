@@ -1,5 +1,6 @@
 """What can be chosen in every semantic model."""
 
+import math
 from dataclasses import dataclass
 
 from stratum_models.errors import UserError
@@ -27,9 +28,11 @@ class SemanticConfig:
 
     def __post_init__(self) -> None:
         parse_loss(self.loss)
-        if any(weight < 0 for weight in self.class_weights):
+        if not all(0 <= weight < math.inf for weight in self.class_weights):
             raise UserError(f"option class_weights={self.class_weights}: weights must be 0 or more")
-        if self.aux_weight < 0:
+        if self.class_weights and not any(self.class_weights):
+            raise UserError(f"option class_weights={self.class_weights}: one weight at least must be above 0")
+        if not 0 <= self.aux_weight < math.inf:
             raise UserError(f"option aux_weight={self.aux_weight}: must be 0 or more")
         for name in ("input_short", "input_long"):
             side = getattr(self, name)

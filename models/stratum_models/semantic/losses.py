@@ -4,6 +4,7 @@ Shapes: ``B`` images, ``K`` classes, ``H`` and ``W`` the size of the batch. Pixe
 batch is labelled, every term is 0, with gradient.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +31,7 @@ def parse_loss(text: str) -> dict[str, float]:
             terms[name] = float(weight or 1)
         except ValueError:
             terms[name] = 0.0
-        if not terms[name] > 0:
+        if not 0 < terms[name] < math.inf:
             raise UserError(f"option loss={text!r}: the weight of {name} must be a number above 0")
     return terms
 
@@ -64,11 +65,19 @@ class SemanticLoss(nn.Module):
 
     def _term(self, name: str, logits: Tensor, mask: Tensor) -> Tensor:
         if name == "ce":
-            return F.cross_entropy(logits, mask, self.class_weights, ignore_index=IGNORE_INDEX)
+            return weighted_cross_entropy(logits, mask, self.class_weights)
         if name == "ohem":
             return hard_pixels(logits, mask, self.class_weights)
         term: Tensor = getattr(self, name)(logits, mask)
         return term
+
+
+def weighted_cross_entropy(logits: Tensor, mask: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """The mean over the labelled pixels, each weighed by its class; 0 where all of them are of classes with weight 0."""
+    if class_weights is None:
+        return F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX)
+    total = class_weights[mask[mask != IGNORE_INDEX]].sum()
+    return F.cross_entropy(logits, mask, class_weights, ignore_index=IGNORE_INDEX, reduction="sum") / total.clamp(min=1e-12)
 
 
 def hard_pixels(logits: Tensor, mask: Tensor, class_weights: Tensor | None = None) -> Tensor:

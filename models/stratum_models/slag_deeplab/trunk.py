@@ -1,0 +1,92 @@
+"""The trunk: feature maps of a timm network at chosen strides, its last stages dilated where the stride must stay small.
+
+Shapes: ``B`` images of ``H x W``, ``C`` channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from stratum_models.errors import UserError
+from stratum_models.losnet.backbone import file_weights, hub_weights
+
+
+class Trunk(nn.Module):
+    """A timm classification network without its classifier.
+
+    Args:
+        name: a timm model.
+        strides: of the maps that are wanted, ascending; at each stride the deepest map is taken.
+        output_stride: the largest stride inside the network: from there on it dilates instead (16 or 32). VGG needs no dilation, for its
+            last convolutions are at stride 16.
+
+    Raises:
+        UserError: timm has no such model, or it has no maps at these strides.
+    """
+
+    def __init__(self, name: str, strides: Sequence[int], output_stride: int = 32) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
+            raise UserError(f"unknown backbone {name!r}: timm has no model of this name; near it: {close}")
+        options: dict[str, Any] = {"output_stride": output_stride} if output_stride != 32 and not name.startswith("vgg") else {}
+        try:
+            with torch.device("meta"):  # only to see what it offers
+                reductions = _features(name, options).feature_info.reduction()
+            indices = tuple(max(i for i, reduction in enumerate(reductions) if reduction == stride) for stride in strides)
+        except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            wanted = f"feature maps at strides {tuple(strides)}, none above {output_stride}"
+            raise UserError(f"backbone {name!r} does not give {wanted}: choose another ({error})") from error
+        trunk = _features(name, {**options, "out_indices": indices})
+        self.trunk: nn.Module = trunk
+        self.channels: tuple[int, ...] = tuple(trunk.feature_info.channels())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """``[B, 3, H, W]`` to ``[B, C_i, H / s_i, W / s_i]`` for each stride."""
+        return list(self.trunk(images))
+
+
+def _features(name: str, options: Mapping[str, Any]) -> Any:
+    """timm's feature extractor; its type says nothing of ``feature_info``."""
+    return timm.create_model(name, features_only=True, pretrained=False, **options)
+
+
+def colours(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """The mean and standard deviation of each colour with which timm trained a network (Xception's are not ImageNet's usual ones)."""
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        raise UserError(f"unknown backbone {name!r}: timm has no model of this name")
+    return known.mean, known.std
+
+
+def load_classifier(trunk: nn.Module, name: str, weights: str) -> None:
+    """Copies a classification network's weights into its trunk.
+
+    Args:
+        trunk: a module whose tensors have the names that they have in the classification network, but for a prefix ``trunk.`` and the
+            first dot, which timm writes as an underscore (``features.0`` is ``features_0``).
+        name: of the classification network, in timm.
+        weights: ``"imagenet"`` (from the model hub), or a local ``.safetensors`` or ``.pth`` file.
+
+    Raises:
+        UserError: the hub cannot be reached, or the weights do not fit.
+    """
+    state = hub_weights(name) if weights == "imagenet" else file_weights(Path(weights))
+    named = {new: tensor for key, tensor in state.items() for new in _names(key)}
+    own = trunk.state_dict()
+    fitting = {key: named[key] for key, tensor in own.items() if key in named and named[key].shape == tensor.shape}
+    missing = [key for key in own if key not in fitting and not key.endswith("num_batches_tracked")]
+    if missing:
+        problem = f"{len(missing)} of {len(own)} tensors missing, e.g. {missing[0]}"
+        raise UserError(f"backbone weights {weights} do not fit {name}: {problem}; give a file with the weights of timm's {name}")
+    trunk.load_state_dict(fitting, strict=False)
+
+
+def _names(key: str) -> tuple[str, ...]:
+    """The names that a classification network's tensor may have in a trunk."""
+    flat = key.replace(".", "_", 1)
+    return key, f"trunk.{key}", f"trunk.{flat}"
