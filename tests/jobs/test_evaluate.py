@@ -157,7 +157,7 @@ def test_sixteen_bit_images_are_scaled_by_the_packages_rule(job: ModuleType, tmp
     [
         ({"--package": "{tmp}/nowhere"}, "nowhere"),
         ({"--data": "{tmp}/nowhere"}, "nowhere"),
-        ({"--data": "synthetic://slag"}, "known are synthetic://ore"),
+        ({"--data": "synthetic://sand"}, "known are synthetic://"),
         ({"--classes": "ore=stone"}, "the package knows ore"),
         ({"--split": "test"}, "use one of val, train, all"),
         ({"--mm-per-px": "-1"}, "mm per pixel"),
