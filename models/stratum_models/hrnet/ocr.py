@@ -1,7 +1,7 @@
 """Object-contextual representations (Yuan, Chen, Chen, Wang: *Segmentation Transformer*, arXiv:1909.11065, section 3.2).
 
-A first, coarse segmentation says which pixels belong to each class's region. The features of a region are averaged; each pixel then looks at
-the regions, takes from each as much as it resembles it, and is labelled from its own features and those together.
+A first, coarse segmentation says which pixels belong to each class's region. The features of a region are averaged; each pixel then
+looks at the regions, takes from each as much as it resembles it, and is labelled from its own features and those together.
 
 Shapes: ``B`` images, ``K`` classes and regions, ``D`` channels of a pixel, ``E`` of a key, ``h`` and ``w`` the size of the features.
 """
@@ -74,7 +74,7 @@ class OCRHead(nn.Module):
         self.classify = nn.Conv2d(pixel_channels, num_classes, 1)
 
     def forward(self, branches: list[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        """The trunk's branches to logits ``[B, K, h, w]``; in training also those of the coarse segmentation, which has a loss of its own."""
+        """The trunk's branches to logits ``[B, K, h, w]``; in training also those of the coarse segmentation, for a loss of its own."""
         coarse = self.coarse(branches)
         features = self.pixels(concatenated(branches))
         context = self.attention(features, region_representations(features, coarse))

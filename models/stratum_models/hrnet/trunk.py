@@ -1,4 +1,4 @@
-"""HRNet's trunk: four branches that keep their resolutions and exchange what they find. timm has it; here it is cut loose from its classifier.
+"""HRNet's trunk: four branches that keep their resolutions and exchange what they find. timm's, without what its classifier needs.
 
 Shapes: ``B`` images, ``H`` and ``W`` the size of the batch, ``s`` the stem's stride, ``C`` the width.
 """
@@ -97,8 +97,8 @@ def build_trunk(config: TrunkConfig, weights: str | None = None) -> HRNetTrunk:
 
     Args:
         config: its trunk's options are read.
-        weights: ``None`` (random), ``"imagenet"`` (from timm's hub), or the path of a local ``.safetensors`` or ``.pth`` file with the weights
-            of the whole classification model.
+        weights: ``None`` (random), ``"imagenet"`` (from timm's hub), or the path of a local ``.safetensors`` or ``.pth`` file with the
+            classification model's weights.
 
     Raises:
         UserError: there are no such weights, the file does not fit, or the hub cannot be reached.
