@@ -1,6 +1,7 @@
 """The gating network (section 3, figure 3): which resolution decides each class at each pixel.
 
-Shapes: ``B`` images, ``R`` resolutions, ``K`` classes, ``D`` channels of all branches together, ``h`` and ``w`` the size of the first branch.
+Shapes: ``B`` images, ``R`` resolutions, ``K`` classes, ``D`` channels of all branches together, ``h`` and ``w`` the size of the
+first branch.
 """
 
 import torch

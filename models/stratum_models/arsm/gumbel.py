@@ -22,8 +22,8 @@ def sampled_gate(logits: Tensor, temperature: Tensor) -> Tensor:
 def monte_carlo_gate(logits: Tensor, temperature: Tensor, samples: int, *, seed: int = 0, chunk: int = 1) -> Tensor:
     """The mean of many draws, the same each time.
 
-    Every draw takes its noise from the generator by itself and is added by itself, so the result does not depend on ``chunk``. The images of
-    a batch share the noise, so that none depends on its neighbours.
+    Every draw takes its noise from the generator by itself and is added by itself, so the result does not depend on ``chunk``. The
+    images of a batch share the noise, so that none depends on its neighbours.
 
     Args:
         logits: ``[B, R, K, h, w]``.
@@ -44,10 +44,10 @@ def monte_carlo_gate(logits: Tensor, temperature: Tensor, samples: int, *, seed:
 def expected_gate(logits: Tensor, temperature: Tensor) -> Tensor:
     """The expectation of :func:`sampled_gate`: ``softmax(logits / sqrt(1 + T^2))``.
 
-    A softmax is itself the chance of having the largest sum with Gumbel noise. So the i-th value of the expected gate is the chance that
-    ``logits_i + g_i + T h_i`` is the largest, with ``g`` and ``h`` independent standard Gumbel variables. Were ``g + T h`` Gumbel-distributed, with
-    its variance ``(1 + T^2) pi^2 / 6``, this softmax would be exact. It is exact for T to 0 and to infinity, and least so at T = 1, where it is
-    still several times closer than 100 draws.
+    A softmax is itself the chance of having the largest sum with Gumbel noise. So the i-th value of the expected gate is the chance
+    that ``logits_i + g_i + T h_i`` is the largest, with ``g`` and ``h`` independent standard Gumbel variables. Were ``g + T h`` itself
+    Gumbel-distributed, with its variance ``(1 + T^2) pi^2 / 6``, this softmax would be exact. That holds for T to 0 and to infinity, and
+    least at T = 1, where the softmax is still several times closer than 100 draws.
 
     Args:
         logits: ``[B, R, K, h, w]``.
@@ -57,7 +57,7 @@ def expected_gate(logits: Tensor, temperature: Tensor) -> Tensor:
 
 
 def _noise(out: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard Gumbel noise of the shape of ``out``: minus the logarithm of exponentially distributed numbers, of which a 0 would give infinity."""
+    """Standard Gumbel noise of the shape of ``out``: minus the logarithm of exponentially distributed numbers, kept off 0."""
     return -out.exponential_(generator=generator).clamp_(min=torch.finfo(out.dtype).tiny).log()
 
 

@@ -26,7 +26,7 @@ class GateMap:
 
     @property
     def shares(self) -> Tensor:
-        """float32 ``[K, R]``: the share of each class's predicted pixels that each resolution decides; zeros where there is no such pixel."""
+        """float32 ``[K, R]``: the share of each class's predicted pixels that each resolution decides; 0 for a class without any."""
         return self.decided / self.decided.sum(1, keepdim=True).clamp(min=1)
 
 
@@ -67,10 +67,10 @@ class ARSM(SemanticModel):
         answers, weights = self.selecting.parts(batch.images)
         found = []
         for each, gate, (height, width), image in zip(answers, weights, batch.sizes, images, strict=True):
-            shape = gate.shape[:2]  # R, K
-            maps = torch.stack([gate, each * gate]).flatten(0, 2)[None]  # [1, 2 * R * K, h, w]
+            maps = torch.cat([gate, each * gate]).flatten(0, 1)[None]  # [1, 2 * R * K, h, w]
             inside = at_size(maps, batch.images)[:, :, :height, :width]
-            found.append(_gate_map(*at_size(inside, image)[0].unflatten(0, (2, *shape))))
+            both = at_size(inside, image)[0].view(2, *gate.shape[:2], *image.shape[-2:])
+            found.append(_gate_map(both[0], both[1]))
         return found
 
 

@@ -43,8 +43,7 @@ class ResolutionSelection(nn.Module):
         """What the sum of Eq. 5 is made of: the experts' answers and the gate's weights, float32 ``[B, R, K, h, w]`` both."""
         answers = torch.stack([at_size(expert(x), branches[0]) for expert, x in zip(self.experts, branches, strict=True)], dim=RESOLUTIONS)
         logits = self.gating(concatenated(branches))
-        with torch.autocast(logits.device.type, enabled=False):
-            return answers.float(), self._weights(logits.float())
+        return answers.float(), self._weights(logits.float())
 
     def _weights(self, logits: Tensor) -> Tensor:
         if self.training:

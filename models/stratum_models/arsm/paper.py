@@ -1,7 +1,7 @@
-"""The figures of the ARSM paper (Fujii, Hotta: *Adaptive Resolution Selection for Improving Segmentation Accuracy of Small Objects*), Tables 1 to 3.
+"""The figures of the ARSM paper (Fujii, Hotta: *Adaptive Resolution Selection for Improving Segmentation Accuracy of Small Objects*).
 
-IoU in percent with its standard deviation over the folds of a cross-validation; parameters in millions; multiply-adds in thousands of millions
-for one image of 256 x 256 pixels, where the paper says FLOPs.
+Tables 1 to 3. IoU in percent with its standard deviation over the folds of a cross-validation; parameters in millions; multiply-adds,
+which the paper calls FLOPs, in thousands of millions for one image of 256 x 256 pixels.
 """
 
 from collections.abc import Sequence

@@ -46,7 +46,7 @@ class TrunkConfig(SemanticConfig):
     @property
     def divisor(self) -> int:
         """What the sides of an image must be multiples of, for each branch to have half the size of the one before."""
-        return self.stride * 2 ** (BRANCHES - 1)
+        return self.stride << (BRANCHES - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ class HRNetTrunk(nn.Module):
 
 def _timm_net(channels: tuple[int, ...], modules: tuple[int, ...], blocks: int) -> Any:
     """timm's network without the modules that only its classifier needs; its types say nothing of the layers."""
-    stages: dict[str, dict[str, object]] = {}
+    stages: dict[str, Any] = {}
     for stage, count in zip(range(2, BRANCHES + 1), modules, strict=True):
         stages[f"stage{stage}"] = {
             "num_modules": count,
