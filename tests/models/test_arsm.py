@@ -133,7 +133,11 @@ def test_expected_gate_is_closer_than_a_hundred_samples(temperature: float) -> N
     """RMS error against 20,000 samples below a third of that of 100 samples, 99.9 % quantile below half, over flat and sharp gates."""
     logits = torch.randn(1, 4, 3, 10, 10, generator=torch.Generator().manual_seed(1)) * torch.tensor([0.5, 1.0, 3.0]).view(3, 1, 1)
     t = torch.tensor(temperature)
-    reference = monte_carlo_gate(logits, t, 20_000, seed=11, chunk=100)
+    generator = torch.Generator().manual_seed(11)
+    reference = torch.zeros_like(logits)
+    for _ in range(40):
+        noise = -torch.empty(500, *logits.shape[1:]).exponential_(generator=generator).log()
+        reference += ((logits + noise) / temperature).softmax(1).mean(0) / 40
 
     def error(gate: Tensor) -> tuple[float, float]:
         off = (gate - reference).abs().flatten()
@@ -172,7 +176,7 @@ def test_monte_carlo_holds_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_monte_carlo_approaches_the_expectation_in_one_pass_of_the_trunk() -> None:
     image, _ = scene(16, 24)
-    few, many = tiny(gate="monte_carlo", samples=2).eval(), tiny(gate="monte_carlo", samples=2000).eval()
+    few, many = tiny(gate="monte_carlo", samples=2).eval(), tiny(gate="monte_carlo", samples=1000).eval()
     exact = tiny().eval()
     runs: list[object] = []
     many.selecting.trunk.register_forward_hook(lambda *_: runs.append(1))
