@@ -38,16 +38,6 @@ class TrunkConfig(SemanticConfig):
         if self.blocks < 1:
             raise UserError(f"option blocks={self.blocks}: must be 1 or more")
 
-    @property
-    def stride(self) -> int:
-        """Pixels of the image a pixel of the first branch stands for."""
-        return self.stem_strides[0] * self.stem_strides[1]
-
-    @property
-    def divisor(self) -> int:
-        """What the sides of an image must be multiples of, for each branch to have half the size of the one before."""
-        return self.stride << (BRANCHES - 1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class HRNetConfig(TrunkConfig):
