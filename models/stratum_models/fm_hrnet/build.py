@@ -1,7 +1,5 @@
 """From a configuration to a network."""
 
-from torch import nn
-
 from stratum_models.errors import UserError
 from stratum_models.fm_hrnet.aggregation import Aggregation, DilatedPyramid, PyConv, SpliceHead
 from stratum_models.fm_hrnet.config import FMHRNetConfig
@@ -29,11 +27,11 @@ def build_network(config: FMHRNetConfig, num_classes: int) -> FMHRNet:
     trunk = Trunk(channels, config.repeats, blocks=config.blocks, separable=config.separable)
     head = _head(config, (config.channels, *channels) if config.detail else channels, num_classes)
     network = FMHRNet(DownSampling(config.channels, config.stem_strides), trunk, head, detail=config.detail)
-    initialise(network)
+    initialise(network, head.classify)
     return network
 
 
-def _head(config: FMHRNetConfig, channels: tuple[int, ...], num_classes: int) -> nn.Module:
+def _head(config: FMHRNetConfig, channels: tuple[int, ...], num_classes: int) -> Aggregation | SpliceHead:
     width = config.aggregation_channels
     pyconv = [PyConv(width)] if config.pyconv else []
     pyramid = [DilatedPyramid(width, config.dilations)] if config.dilated_pyramid else []

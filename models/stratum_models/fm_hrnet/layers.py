@@ -49,10 +49,13 @@ def resized(x: Tensor, like: Tensor, mode: Resize = "bilinear") -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
-def initialise(network: nn.Module) -> None:
-    """Weights to train from scratch with: convolutions keep the variance of what passes through them backwards, biases start at 0."""
+def initialise(network: nn.Module, classifier: nn.Module) -> None:
+    """Weights to train from scratch with: convolutions keep the variance of what passes, the classifier starts with nearly equal logits."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for module in classifier.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.01)
