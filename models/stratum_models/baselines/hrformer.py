@@ -6,6 +6,7 @@ channels, ``K`` classes, ``H`` and ``W`` the size of the batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +204,7 @@ class HRFormer(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(conv_norm(3, STEM_CHANNELS, 3, stride=2), conv_norm(STEM_CHANNELS, STEM_CHANNELS, 3, stride=2))
         widths = [STEM_CHANNELS] + [FIRST_CHANNELS] * FIRST_BLOCKS
-        self.bottlenecks = nn.Sequential(*(Bottleneck(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.bottlenecks = nn.Sequential(*(Bottleneck(a, b) for a, b in pairwise(widths)))
         self.first = conv_norm(FIRST_CHANNELS, channels[0], 3)
         above = (FIRST_CHANNELS, *channels[1:-1])
         self.entries = nn.ModuleList(dense_step(a, b, True) for a, b in zip(above, channels[1:], strict=True))
