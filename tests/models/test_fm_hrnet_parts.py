@@ -96,13 +96,15 @@ def test_dilated_pyramid_against_loops() -> None:
     layer = randomised(DilatedPyramid(4, (1, 2, 3)))
     assert isinstance(layer, DilatedPyramid)
     x = noise(4, 5, 6)
-    conv = layer.mean[0]
+    conv, share = layer.mean[0], layer.mean[2]
     assert isinstance(conv, nn.Conv2d)
+    assert isinstance(share, nn.Conv2d)
     assert conv.bias is not None
     mean = np.maximum(conv.weight.detach().numpy()[:, :, 0, 0] @ x.numpy().mean((1, 2)) + conv.bias.detach().numpy(), 0)
-    everywhere = np.broadcast_to(mean[:, None, None], (4, 5, 6))
-    spliced = np.concatenate([*(slow_layer(x.numpy(), scale) for scale in layer.scales), everywhere])
-    np.testing.assert_allclose(layer(x[None])[0].detach().numpy(), slow_layer(spliced, layer.project), atol=1e-12)
+    everywhere = (share.weight.detach().numpy()[:, :, 0, 0] @ mean)[:, None, None]
+    spliced = np.concatenate([slow_layer(x.numpy(), scale) for scale in layer.scales])
+    expected = np.maximum(slow_layer(spliced, layer.project) + everywhere, 0)
+    np.testing.assert_allclose(layer(x[None])[0].detach().numpy(), expected, atol=1e-12)
     assert [m.dilation[0] for m in layer.scales.modules() if isinstance(m, nn.Conv2d)] == [1, 1, 2, 3]
 
 

@@ -82,28 +82,29 @@ class WindowAttention(nn.Module):
         """Channels-last ``[B, h, w, C]`` to the same shape."""
         size, channels = x.shape[1:3], x.shape[3]
         windows = self._cut(x)  # [B, P, T, C]
-        parts = self.qkv(windows).unflatten(-1, (3, self.heads, channels // self.heads))
-        queries, keys, values = parts.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind()  # [B P, A, T, D]
+        parts = self.qkv(windows).reshape(-1, self.window**2, 3, self.heads, channels // self.heads)
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4).unbind()  # [B P, A, T, D]
         bias = self.bias[self.places].permute(2, 0, 1)  # [A, T, T]
         if size[0] % self.window or size[1] % self.window:
             missing = 1 - self._cut(x.new_ones(1, size[0], size[1], 1))  # [1, P, T, 1]
             bias = bias + EXCLUDED * missing.transpose(2, 3)[0, :, None]  # [P, A, T, T]
             bias = bias.repeat(x.shape[0], 1, 1, 1)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(queries.dtype))
-        mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, windows.shape[:2])
-        return self._joined(self.out(mixed), size)
+        return self._joined(self.out(mixed.transpose(1, 2).reshape(windows.shape)), size)
 
     def _cut(self, x: Tensor) -> Tensor:
         """``[B, h, w, C]``, padded with zeros to whole windows, to ``[B, P, T, C]``."""
         x = F.pad(x, (0, 0, 0, -x.shape[2] % self.window, 0, -x.shape[1] % self.window))
-        tiles = x.unflatten(2, (-1, self.window)).unflatten(1, (-1, self.window))
-        return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        batch, height, width, channels = x.shape
+        tiles = x.reshape(batch, height // self.window, self.window, width // self.window, self.window, channels)
+        return tiles.transpose(2, 3).reshape(batch, -1, self.window**2, channels)
 
     def _joined(self, windows: Tensor, size: Sequence[int]) -> Tensor:
         """``[B, P, T, C]`` to ``[B, h, w, C]`` without the padding."""
-        columns = -(-size[1] // self.window)
-        tiles = windows.unflatten(1, (-1, columns)).unflatten(3, (self.window, self.window)).transpose(2, 3)
-        return tiles.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
+        rows, columns = -(-size[0] // self.window), -(-size[1] // self.window)
+        batch, _, _, channels = windows.shape
+        tiles = windows.reshape(batch, rows, columns, self.window, self.window, channels).transpose(2, 3)
+        return tiles.reshape(batch, rows * self.window, columns * self.window, channels)[:, : size[0], : size[1]]
 
 
 class FeedForward(nn.Module):

@@ -86,7 +86,7 @@ class SpatialWeighting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, h, w]`` to the same shape."""
-        weight = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        weight: Tensor = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
         return x * weight
 
 

@@ -41,8 +41,8 @@ class PyConv(nn.Module):
 class DilatedPyramid(nn.Module):
     """Dilated spatial pyramid pooling: a 1x1 convolution, dilated 3x3 convolutions and the mean of the image, spliced and projected.
 
-    The mean has one value for each channel and image, so it gets a bias in place of BN, which would have nothing to normalise over in a
-    batch of one.
+    The mean has one value for each channel and image: BN would have nothing to normalise over in a batch of one, and would take away all
+    that the mean adds. So its share of the projection has no BN and joins the others after theirs.
 
     Args:
         channels: in and out.
@@ -52,13 +52,14 @@ class DilatedPyramid(nn.Module):
     def __init__(self, channels: int, dilations: Sequence[int]) -> None:
         super().__init__()
         self.scales = nn.ModuleList([conv_norm(channels, channels), *(conv_norm(channels, channels, 3, dilation=d) for d in dilations)])
-        self.mean = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True))
-        self.project = conv_norm(channels * (len(self.scales) + 1), channels)
+        self.mean = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 1, bias=False))
+        self.project = conv_norm(channels * len(self.scales), channels, relu=False)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, h, w]`` to the same shape."""
-        mean = self.mean(x.mean((2, 3), keepdim=True)).expand(-1, -1, x.shape[2], x.shape[3])
-        y: Tensor = self.project(torch.cat([*(scale(x) for scale in self.scales), mean], 1))
+        spliced = torch.cat([scale(x) for scale in self.scales], 1)
+        y: Tensor = self.relu(self.project(spliced) + self.mean(x.mean((2, 3), keepdim=True)))
         return y
 
 
