@@ -181,8 +181,9 @@ def test_a_run_can_be_opened_again(store: str) -> None:
 
 DRIVER = textwrap.dedent(
     """
-    import sys, time
+    import signal, sys, time
     from stratum.tracking import open_run
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background leaves it ignored
     with open_run("ore", "driver") as run:
         run.log_metrics({"x": 1.0}, 1)
         run.flush()
