@@ -61,7 +61,7 @@ class Args:
     finalists: int = 0
     """Trials that are timed at the end; 0: all of a grid, at most 6 of a search."""
     timing_rounds: int = 15
-    """Times that each finalist is timed."""
+    """Times that each finalist is timed; 0: neither time nor memory is measured."""
     cost_size: str = "480x640"
     """Height x width that multiply-adds, latency and memory refer to."""
     register: str = "losnet"

@@ -41,7 +41,7 @@ class Normalize(nn.Module):
         width = -(-max(least, *(w for _, w in sizes)) // self.divisor) * self.divisor
         batch = torch.zeros(len(images), 3, height, width, device=self.mean.device).contiguous(memory_format=memory_format)
         for row, image, (h, w) in zip(batch, images, sizes, strict=True):
-            row[:, :h, :w] = (image.to(self.mean.device, torch.float32) - self.mean) / self.std
+            row[:, :h, :w].copy_(image).sub_(self.mean).div_(self.std)  # in place: no copies of a large image in between
         return Batch(images=batch, sizes=sizes)
 
 

@@ -21,7 +21,7 @@ PATIENCE = 10.0  # seconds that the figures of a trial's run may take to be deli
 
 def time_finalists(rows: list[TrialRow], sweep: SweepSpec, tracking: str, say: Say = print) -> list[TrialRow]:
     """The rows with time and memory of the finalists, which also go into their packages and MLflow runs; what fails is said."""
-    chosen = choose_finalists(rows, sweep)
+    chosen = choose_finalists(rows, sweep) if sweep.timing_rounds else []
     if not chosen:
         return rows
     say(f"timing {len(chosen)} finalists, one call after another")

@@ -34,7 +34,7 @@ class SweepSpec:
     max_concurrent: int = 0  # 0: as many as the cluster carries
     cost_size: tuple[int, int] = (480, 640)
     finalists: int = 0  # trials that are timed; 0: all of a grid, at most 6 of a search
-    timing_rounds: int = 15
+    timing_rounds: int = 15  # 0: nothing is timed
     register_as: str = "losnet"  # name of the winner in the registry; empty: it is not registered
     tradeoff: Tradeoff = field(default_factory=Tradeoff)
 
@@ -45,10 +45,10 @@ class SweepSpec:
             raise UserError(f"sweep name {self.name!r}: give a plain name without slashes")
         if any(letter in self.register_as for letter in "/:'\""):
             raise UserError(f"registered model {self.register_as!r}: give a name without slashes, colons and quotes")
-        if min(self.trials, self.timing_rounds) < 1:
-            raise UserError(f"a sweep needs at least one trial and one timing round, not {self.trials} and {self.timing_rounds}")
-        if min(self.max_concurrent, self.finalists, self.grace_epochs) < 0:
-            raise UserError("max_concurrent, finalists and grace_epochs must be 0 or more")
+        if self.trials < 1:
+            raise UserError(f"a sweep needs at least one trial, not {self.trials}")
+        if min(self.max_concurrent, self.finalists, self.timing_rounds, self.grace_epochs) < 0:
+            raise UserError("max_concurrent, finalists, timing_rounds and grace_epochs must be 0 or more")
         if self.space == "ablation" and not self.tables and not self.models:
             raise UserError("nothing to compare: choose --tables, or name presets with --models losnet,condinst_mv3")
 
