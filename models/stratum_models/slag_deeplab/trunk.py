@@ -34,13 +34,15 @@ class Trunk(nn.Module):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
             raise UserError(f"unknown backbone {name!r}: timm has no model of this name; near it: {close}")
         options: dict[str, Any] = {"output_stride": output_stride} if output_stride != 32 and not name.startswith("vgg") else {}
+        refusal = f"backbone {name!r} does not give feature maps at strides {tuple(strides)}, none above {output_stride}: choose another"
         try:
             with torch.device("meta"):  # only to see what it offers
                 reductions = _features(name, options).feature_info.reduction()
-            indices = tuple(max(i for i, reduction in enumerate(reductions) if reduction == stride) for stride in strides)
-        except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            wanted = f"feature maps at strides {tuple(strides)}, none above {output_stride}"
-            raise UserError(f"backbone {name!r} does not give {wanted}: choose another ({error})") from error
+        except (AssertionError, RuntimeError, TypeError) as error:  # timm's models without features, or without that output stride
+            raise UserError(f"{refusal} ({error})") from error
+        if missing := set(strides) - set(reductions):
+            raise UserError(f"{refusal} (it has none at {', '.join(map(str, sorted(missing)))})")
+        indices = tuple(max(i for i, reduction in enumerate(reductions) if reduction == stride) for stride in strides)
         trunk = _features(name, {**options, "out_indices": indices})
         self.trunk: nn.Module = trunk
         self.channels: tuple[int, ...] = tuple(trunk.feature_info.channels())
