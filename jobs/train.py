@@ -283,7 +283,8 @@ def train(spec: RunSpec, run: Run, *, local: bool) -> TrainResult:
 
         with run.logger() as logger:
             return run_local(spec, open_journal(logger), say)
-    from stratum.training.distributed import relayed, run_distributed
+    from stratum.training.distributed import run_distributed
+    from stratum.training.relay import relayed
 
     with relayed(say) as say_from_afar:
         return run_distributed(spec, run_id=run.run_id, tracking_uri=run.uri, say=say_from_afar)

@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         RAY_AUTH_TOKEN=secrets.token_hex(32),  # in the environment, so that Ray writes none to the home folder
         RAY_USAGE_STATS_ENABLED="0",
         RAY_DEDUP_LOGS="0",
+        RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # a process for each run that asks the cloud whether it wants its machine back
         RAY_worker_niceness="0",  # the default of 15 starves the workers beside anything else that runs on two cores
     )
     # Tiny tensors gain nothing from a second thread, and one thread repeats exactly on any number of cores.
