@@ -25,7 +25,6 @@ from stratum.tracking import open_run
 from stratum.training.run import report_problems
 from stratum_models.catalog import preset
 from stratum_models.errors import UserError
-from stratum_models.losnet.paper import MODELS
 from stratum_models.package import LoadedModel, Manifest, load_package
 
 SPLITS = ("val", "train", "all")
@@ -93,7 +92,7 @@ def main(args: Args) -> None:
             say=_say,
         )
         Console(width=100).print(_table(found, args, loaded))
-        paper = MODELS.get(preset(loaded.manifest.preset).paper or "")
+        paper = preset(loaded.manifest.preset).paper
         row = {"name": loaded.manifest.preset, "metrics": {**loaded.manifest.cost, **found.metrics}, "paper": paper}
         print("\n" + index_table([row]), flush=True)
         with tempfile.TemporaryDirectory() as scratch:

@@ -36,7 +36,6 @@ from stratum.training.run import (
 from stratum.training.spec import ModelSpec, Optimizer, Precision, RunSpec, Schedule, TrainSpec
 from stratum_models.catalog import preset, resolve_config
 from stratum_models.errors import UserError
-from stratum_models.losnet.paper import MODELS
 from stratum_models.package import load_manifest
 
 JOB_OPTIONS = ("workers", "register", "cost_size")  # kept beside the spec, for --resume
@@ -316,7 +315,7 @@ def finish(result: TrainResult, spec: RunSpec, data: Dataset, run: Run, size: tu
             run.log_artifact(path, "evaluation")
     run.log_package(storage.fetch_tree(package), register or None)
     print("\n".join(f"{name:<22} {value:.6g}" for name, value in sorted(result.metrics.items())), flush=True)
-    paper = MODELS.get(preset(spec.model.preset).paper or "")
+    paper = preset(spec.model.preset).paper
     print("\n" + index_table([{"name": spec.name, "metrics": result.metrics, "paper": paper}]), flush=True)
 
 
