@@ -52,7 +52,7 @@ class SemanticModel(SegmentationModel):
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """The weighted terms of the option ``loss``; those of auxiliary outputs are added to ``aux``."""
         batch = self.normalize(images, self.memory_format)
-        mask = torch.stack([_padded(_mask_of(target), batch.images) for target in targets])
+        mask = torch.stack([_padded(mask_of(target), batch.images) for target in targets])
         output = self.network(batch.images)
         main, *others = output if isinstance(output, tuple) else (output,)
         terms: dict[str, Tensor] = self.criterion(_at_size(main, batch.images), mask)
@@ -72,7 +72,8 @@ class SemanticModel(SegmentationModel):
         return found
 
 
-def _mask_of(target: Target) -> Tensor:
+def mask_of(target: Target) -> Tensor:
+    """The mask of a semantic target. Raises TypeError for another."""
     if not isinstance(target, SemanticTarget):
         raise TypeError(f"a semantic model learns from masks, not from {type(target).__name__}")
     return target.mask
