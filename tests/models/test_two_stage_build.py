@@ -108,7 +108,7 @@ def test_stages_that_do_not_fit_are_refused() -> None:
         TwoStage(two, resizing, config)
 
     class Half(SemanticModel):
-        def dense(images: Tensor) -> Tensor:
+        def dense(self, images: Tensor) -> Tensor:
             return self.network(images)[..., ::2, ::2]  # type: ignore[no-any-return]
 
     with pytest.raises(UserError, match=r"changes the resolution: patches of 64x64 give \(1, 2, 32, 32\)"):
