@@ -26,6 +26,9 @@ from stratum_models.semantic.config import SemanticConfig
 from stratum_models.slag_deeplab import paper as slag_paper
 from stratum_models.slag_deeplab.build import build_slag_deeplab
 from stratum_models.slag_deeplab.config import SlagDeepLabConfig
+from stratum_models.two_stage.build import build_two_stage
+from stratum_models.two_stage.config import TwoStageConfig
+from stratum_models.two_stage.unet import StridedUNetConfig, build_strided_unet
 
 Config = LosNetConfig | MaskRCNNConfig | SemanticConfig
 
@@ -267,6 +270,36 @@ CATALOG: dict[str, Preset] = {
     ),
     "fcn_vgg16": Preset(
         task="semantic", config=FCNConfig(backbone="vgg16_bn", hidden_channels=512), build=build_fcn, summary="FCN-8s with VGG16"
+    ),
+    "unet_s2": Preset(
+        task="semantic",
+        config=StridedUNetConfig(),
+        build=build_strided_unet,
+        summary="U-Net with strides in place of pooling, 64 to 1024 channels",
+    ),
+    "unet_s2_debug": Preset(
+        task="semantic",
+        config=StridedUNetConfig(width=8),
+        build=build_strided_unet,
+        summary="The two-stage paper's U-Net made tiny: trains on a CPU in seconds",
+    ),
+    "two_stage": Preset(
+        task="semantic",
+        config=TwoStageConfig(),
+        build=build_two_stage,
+        summary="unet_s2 on the image at a quarter of its size, then on the 16 patches that are least sure",
+    ),
+    "two_stage_small": Preset(
+        task="semantic",
+        config=TwoStageConfig(stage1="unet_s2:width=16", stage2="unet_s2:width=16"),
+        build=build_two_stage,
+        summary="two_stage with a quarter of the channels, for machines with few cores",
+    ),
+    "two_stage_debug": Preset(
+        task="semantic",
+        config=TwoStageConfig(stage1="unet_s2_debug", stage2="unet_s2_debug", scale=2, patch=32, margin=8, count=2, train_patches=4),
+        build=build_two_stage,
+        summary="two_stage made tiny: trains on a CPU in seconds",
     ),
 }
 
