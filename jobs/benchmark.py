@@ -15,12 +15,15 @@ from stratum import cost, storage
 from stratum.cli import run_job
 from stratum.memory import MemoryRequest, peak_memory
 from stratum.registry import fetch_package
+from stratum.report.papers import as_in_paper, paper_table
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.errors import UserError
-from stratum_models.interface import InstancePrediction, SegmentationModel
+from stratum_models.interface import InstancePrediction, SegmentationModel, Task
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import LoadedModel, load_package
 
+TOGETHER = 3  # models that are in memory and timed at once, beside the first, to which each is compared
+LEAST_CLASSES: dict[Task, int] = {"instance": 1, "semantic": 2}
 RANDOM_LOAD = f"random weights, score threshold 0, at most {cost.MAX_INSTANCES} instances"
 
 
@@ -36,8 +39,8 @@ class Args:
     """Height x width of the image in pixels."""
     data: str = ""
     """A folder or URI of images to time on, resized to --size; noise where it is empty."""
-    classes: int = 1
-    """Number of classes of the presets."""
+    classes: int = 0
+    """Number of classes of the presets; 0 takes 1 for a model that finds instances and 2 for one that labels pixels."""
     repeats: int = 15
     """Rounds that are timed; in each, every model predicts once."""
     train_batch: int = 0
@@ -84,7 +87,7 @@ def main(args: Args) -> None:
     """Print a table of what models cost, side by side, and write it as JSON.
 
     Latency includes post-processing. Presets get random weights with the score threshold at 0 and at most 100 instances kept, so that each
-    fills its cap of proposals; packages run with their weights.
+    fills its cap of proposals; packages run with their weights. A second table counts parameters and multiply-adds as the papers do.
     """
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -98,7 +101,10 @@ def main(args: Args) -> None:
     if not args.cost_only:
         _add_latency(records, subjects, args, size)
         _add_memory(records, subjects, args, size)
-    Console(width=150).print(_table(records, size))
+    console = Console(width=150)
+    console.print(_table(records, size))
+    if any(record["as_in_paper"] for record in records):
+        console.print(paper_table(records))
     if args.json:
         uri = storage.resolve(args.json)
         storage.write_json(uri, records)
@@ -126,7 +132,7 @@ def _presets(args: Args) -> list[Subject]:
     unknown = [name for name in names if name not in CATALOG]
     if unknown:
         raise UserError(f"unknown preset {unknown[0]!r}: known are {', '.join(CATALOG)}")
-    return [Subject(name=name, preset=name, overrides={}, classes=args.classes) for name in names]
+    return [Subject(name=name, preset=name, overrides={}, classes=args.classes or LEAST_CLASSES[CATALOG[name].task]) for name in names]
 
 
 def _packaged(uri: str) -> Subject:
@@ -145,20 +151,16 @@ def _packaged(uri: str) -> Subject:
 
 
 def _static_record(subject: Subject, size: tuple[int, int]) -> dict[str, Any]:
-    dense = build_model(
-        subject.preset,
-        num_classes=subject.classes,
-        overrides=cost.dense_overrides(subject.preset, subject.overrides),
-        backbone_weights=None,
-    )
+    counts = cost.count(subject.preset, size, num_classes=subject.classes, overrides=subject.overrides)
     return {
         "model": subject.name,
         "preset": subject.preset,
-        "task": dense.task,
+        "task": CATALOG[subject.preset].task,
         "input": f"{size[0]}x{size[1]}",
-        "params": cost.count_parameters(dense),
-        "macs": cost.multiply_adds(dense, size),
-        "size_bytes": cost.state_bytes(dense) if subject.package_bytes is None else subject.package_bytes,
+        "classes": subject.classes,
+        "params": counts.params,
+        "macs": counts.macs,
+        "size_bytes": counts.size_bytes if subject.package_bytes is None else subject.package_bytes,
         "weights": "random" if subject.loaded is None else "package",
         "latency_ms": None,
         "latency_ratio": None,
@@ -167,6 +169,7 @@ def _static_record(subject: Subject, size: tuple[int, int]) -> dict[str, Any]:
         "train_memory_mb": None,
         "train_step_ms": None,
         "paper": CATALOG[subject.preset].paper,
+        "as_in_paper": as_in_paper(subject.preset) if subject.loaded is None else None,
     }
 
 
@@ -184,10 +187,17 @@ def _images(args: Args, size: tuple[int, int]) -> list[torch.Tensor]:
 
 def _add_latency(records: list[dict[str, Any]], subjects: list[Subject], args: Args, size: tuple[int, int]) -> None:
     images = _images(args, size)
+    first, *others = zip(records, subjects, strict=True)
+    for start in range(0, max(1, len(others)), TOGETHER):
+        _time_together([first, *others[start : start + TOGETHER]], images, args)
+
+
+def _time_together(pairs: list[tuple[dict[str, Any], Subject]], images: list[torch.Tensor], args: Args) -> None:
+    """Fill in the latencies of some models; when this returns they are out of memory."""
     device = "cuda" if args.gpu else "cpu"
-    models = {s.name: prepare_for_inference(s.model().to(device).eval()) for s in subjects}
+    models = {subject.name: prepare_for_inference(subject.model().to(device).eval()) for _, subject in pairs}
     timings = cost.time_models(models, images, repeats=args.repeats)
-    for record, subject in zip(records, subjects, strict=True):
+    for record, subject in pairs:
         timing = timings[subject.name]
         record.update(latency_ms=round(timing.latency_ms, 3), latency_ratio=round(timing.ratio, 4))
         record["instances"] = _found(models[subject.name], images)
@@ -235,10 +245,11 @@ _COLUMNS = {
 
 def _table(records: list[dict[str, Any]], size: tuple[int, int]) -> Table:
     table = Table(title=f"Cost at {size[0]}x{size[1]}, batch of one")
-    for number, title in enumerate(_COLUMNS.values()):
-        table.add_column(title, justify="left" if number == 0 else "right")
+    columns = {key: title for key, title in _COLUMNS.items() if any(record[key] is not None for record in records)}
+    for key, title in columns.items():
+        table.add_column(title, justify="left" if key == "model" else "right")
     for record in records:
-        table.add_row(*(_cell(key, record[key]) for key in _COLUMNS))
+        table.add_row(*(_cell(key, record[key]) for key in columns))
     return table
 
 
@@ -246,7 +257,7 @@ def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if key == "paper":
-        return f"{value.get('infer_ms', '-')} / {value.get('size_mb', '-')}"
+        return f"{value.get('infer_ms', '-')} / {value.get('size_mb', value.get('size_mib', '-'))}"
     if key == "params":
         return f"{value / 1e6:.2f} M"
     if key == "macs":

@@ -2,7 +2,8 @@
 
 - Multiply-adds are half of what torch's FlopCounter counts in ``predict`` of one noise image (it counts a multiply and an add as two).
   Built with :func:`dense_overrides` a detector keeps no instance, so what is counted is the part that runs whatever the image shows;
-  the dynamic mask heads come on top of it per instance.
+  the dynamic mask heads come on top of it per instance. What a semantic model does depends on the size of an image alone, so it is
+  counted on the meta device, without weights, pixels or time.
 - Latency is the whole of ``predict``, post-processing included. How long that part takes depends on how much is found, and random
   weights find nothing or everything. :func:`full_load_overrides` makes such models comparable: the score threshold is 0 and at most 100
   instances are kept, so every model fills its cap of proposals, runs NMS on them and makes masks for what is left.
@@ -39,6 +40,15 @@ class Timing:
     ratio: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Parameters, multiply-adds, and the bytes of all weights and buffers in float32."""
+
+    params: int
+    macs: int
+    size_bytes: int
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """``"480x640"`` as ``(height, width)``. Raises UserError for anything else."""
     height, _, width = text.lower().partition("x")
@@ -64,7 +74,7 @@ def package_bytes(folder: Path) -> int:
 
 def noise_image(size: tuple[int, int], seed: int = 0) -> Tensor:
     """An image of uniform noise, ``float32 [3, H, W]`` in 0..1, the same for the same seed."""
-    return torch.rand(3, *size, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(3, *size, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def multiply_adds(model: SegmentationModel, size: tuple[int, int]) -> int:
@@ -99,16 +109,20 @@ def _known(preset: str, wanted: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in wanted.items() if name in names}
 
 
+def count(preset: str, size: tuple[int, int], *, num_classes: int = 1, overrides: Mapping[str, object] | None = None) -> Counts:
+    """What a preset's dense part costs on one image of ``(height, width)``. Raises UserError where it cannot be built."""
+    device = "meta" if preset in CATALOG and CATALOG[preset].task == "semantic" else "cpu"
+    with torch.device(device):
+        model = build_model(preset, num_classes=num_classes, overrides=dense_overrides(preset, overrides or {}))
+        return Counts(params=count_parameters(model), macs=multiply_adds(model, size), size_bytes=state_bytes(model))
+
+
 def preset_cost(
     preset: str, size: tuple[int, int], *, num_classes: int = 1, overrides: Mapping[str, object] | None = None
 ) -> dict[str, float]:
     """``cost/params``, ``cost/macs`` at ``(height, width)`` and ``cost/size_mb`` (2**20 bytes of float32) of a preset."""
-    model = build_model(preset, num_classes=num_classes, overrides=dense_overrides(preset, overrides or {}))
-    return {
-        "cost/params": float(count_parameters(model)),
-        "cost/macs": float(multiply_adds(model, size)),
-        "cost/size_mb": state_bytes(model) / _MB,
-    }
+    counts = count(preset, size, num_classes=num_classes, overrides=overrides)
+    return {"cost/params": float(counts.params), "cost/macs": float(counts.macs), "cost/size_mb": counts.size_bytes / _MB}
 
 
 def time_calls(calls: Mapping[str, Callable[[], object]], *, repeats: int = 15, warmup: int = 3) -> dict[str, Timing]:

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,19 @@ def test_records_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "mine" in table
 
 
-def test_cost_only_of_all_presets(tmp_path: Path) -> None:
+def test_more_models_than_are_in_memory_at_once(tmp_path: Path) -> None:
+    out = tmp_path / "cost.json"
+    names = [name for name in CATALOG if name.endswith("_debug")]
+    assert benchmark("--models", ",".join(names), "--size", "64x96", "--repeats", "1", "--json", out) == 0
+    records = json.loads(out.read_text())
+    assert [record["model"] for record in records] == names
+    assert len(names) > 1 + load_job("benchmark").TOGETHER
+    assert records[0]["latency_ratio"] == 1.0
+    assert all(record["latency_ms"] > 0 and record["peak_memory_mb"] > 0 for record in records)
+    assert [record["instances"] is None for record in records] == [record["task"] == "semantic" for record in records]
+
+
+def test_cost_only_of_all_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "cost.json"
     code = benchmark("--models", "all", "--size", "64x64", "--cost-only", "--json", out)
     assert code == 0
@@ -58,6 +71,15 @@ def test_cost_only_of_all_presets(tmp_path: Path) -> None:
     assert all(record["latency_ms"] is None for record in records.values())
     assert records["losnet"]["paper"]["infer_ms"] == 25.2
     assert records["condinst_r50"]["macs"] > 8 * records["losnet"]["macs"]
+    assert records["deeplab_mv2_ema"]["params"] - records["deeplab_mv2"]["params"] == 16_160
+    allowed = {"deeplab_mv2": 1, "hrnet_w18": 3, "hrnet_w32": 3, "hrnet_w18_arsm": 1, "hrnet_w32_arsm": 1}  # percent
+    for name, percent in allowed.items():
+        assert abs(records[name]["as_in_paper"]["params_deviation"]) < percent, name
+    assert abs(records["hrnet_w18_ocr"]["as_in_paper"]["macs_deviation"]) < 1
+    assert records["losnet"]["as_in_paper"] is None
+    printed = capsys.readouterr().out
+    assert re.search(r"hrnet_w18 .*256x256, 5, stem_strides=1,1 .* 9.64 .* 9.44 .*2.1 % .* 73.11 .* 63.98 .*14.3 %", printed)
+    assert re.search(r"losnet .*64x64, 1 .* 2.4\d .*- .*-", printed)
 
 
 @pytest.mark.parametrize(
