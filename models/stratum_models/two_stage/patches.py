@@ -95,17 +95,17 @@ def merge(probabilities: Tensor, refined: Tensor, grid: Grid, cells: Tensor, *, 
 
 
 def _replaced(probabilities: Tensor, refined: Tensor, grid: Grid, cells: Tensor) -> Tensor:
+    missing = (0, grid.columns * grid.side - grid.width, 0, grid.rows * grid.side - grid.height)
     merged = probabilities.clone()
+    if any(missing):  # cells at the edge are made whole, and cut off again at the end
+        merged, refined = F.pad(merged, missing), F.pad(refined, (0, grid.side, 0, grid.side))
     top, left = grid.cell_corners(cells)
     first_row, first_column = grid.window_corners(cells)
-    steps = torch.arange(grid.side, device=cells.device)
-    # in a cell that is cut off at the edge, the last row and column are written several times, with the same values
-    rows = (top[:, None] + steps).clamp(max=grid.height - 1)  # [n, P]
-    columns = (left[:, None] + steps).clamp(max=grid.width - 1)
-    patch = torch.arange(len(cells), device=cells.device)[:, None, None]
-    inner_rows, inner_columns = (rows - first_row[:, None])[:, :, None], (columns - first_column[:, None])[:, None, :]
-    merged[:, rows[:, :, None], columns[:, None, :]] = refined.transpose(0, 1)[:, patch, inner_rows, inner_columns].to(merged.dtype)
-    return merged
+    parts = refined.unfold(2, grid.side, 1).unfold(3, grid.side, 1)  # [n, K, .., .., P, P], a view
+    found = parts[torch.arange(len(cells), device=cells.device), :, top - first_row, left - first_column]
+    by_cell = merged.view(len(merged), grid.rows, grid.side, grid.columns, grid.side)
+    by_cell[:, top // grid.side, :, left // grid.side] = found.to(merged.dtype)
+    return merged[:, : grid.height, : grid.width].contiguous()
 
 
 def _blended(probabilities: Tensor, refined: Tensor, grid: Grid, cells: Tensor) -> Tensor:
