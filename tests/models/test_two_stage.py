@@ -152,6 +152,17 @@ class TestCost:
             model.stage2.dense(torch.zeros(1, 3, 64, 64))
         assert whole.get_total_flops() == first.get_total_flops() + patches * second.get_total_flops()
 
+    @pytest.mark.parametrize(("options", "patches"), [({}, 2), ({"pick": "threshold"}, 12), ({"pick": "threshold", "cap": 3}, 3)])
+    def test_is_counted_without_values(self, options: dict[str, object], patches: int) -> None:
+        with torch.device("meta"):
+            model = tiny(**options).eval()
+            with FlopCounterMode(display=False) as counter:
+                model.predict([torch.empty(3, 96, 128)])
+        here = tiny(count=patches).eval()
+        with FlopCounterMode(display=False) as reference:
+            here.predict([noise(96, 128)])
+        assert counter.get_total_flops() == reference.get_total_flops()
+
     def test_unet_is_the_papers(self) -> None:
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             unet = build_strided_unet(StridedUNetConfig(), 2)

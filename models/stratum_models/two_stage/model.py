@@ -147,7 +147,7 @@ class TwoStage(SegmentationModel):
             found = self._label_small(small)
         with timed("scale"):
             coarse = [at_size(one, *image.shape[-2:]) for one, image in zip(found, images, strict=True)]
-        if not self.refines:
+        if not (self.refines.is_meta or self.refines):  # on the meta device, where costs are counted, stage 2 counts
             return coarse
         with timed("pick"):
             picked = [self.pick(probabilities) for probabilities in coarse]

@@ -65,7 +65,8 @@ def how_many(scores: Tensor, rule: Rule, *, count: int, share: float, threshold:
     Args:
         scores: of all cells of an image.
         rule: ``count``: as many as ``count`` says. ``share``: that share of the cells, to the nearest number (a half counts up).
-            ``threshold``: those whose confidence, 1 minus the score, is below ``threshold``.
+            ``threshold``: those whose confidence, 1 minus the score, is below ``threshold``; of scores without values (on the meta
+            device, where costs are counted) all, the most there can be.
         count: see ``rule``.
         share: see ``rule``.
         threshold: see ``rule``.
@@ -75,6 +76,8 @@ def how_many(scores: Tensor, rule: Rule, *, count: int, share: float, threshold:
         wanted = count
     elif rule == "share":
         wanted = math.floor(share * len(scores) + 0.5)
+    elif scores.is_meta:
+        wanted = len(scores)
     else:
         wanted = int((1 - scores < threshold).sum())
     return min(wanted, len(scores), len(scores) if cap is None else cap)
