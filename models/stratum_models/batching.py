@@ -44,6 +44,10 @@ class Normalize(nn.Module):
             row[:, :h, :w].copy_(image).sub_(self.mean).div_(self.std)  # in place: no copies of a large image in between
         return Batch(images=batch, sizes=sizes)
 
+    def colours(self, images: Tensor) -> Tensor:
+        """A batch ``[B, 3, H, W]`` in 0..1, normalised."""
+        return (images - self.mean) / self.std
+
 
 def scaled_size(height: int, width: int, short: int | None, long: int | None) -> tuple[int, int]:
     """The size with the shorter side at ``short`` pixels, or less if the longer side would pass ``long``; None changes nothing."""
