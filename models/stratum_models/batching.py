@@ -53,6 +53,10 @@ class Normalize(nn.Module):
     def _multiple(self, side: int) -> int:
         return -(-side // self.divisor) * self.divisor
 
+    def colours(self, images: Tensor) -> Tensor:
+        """A batch ``[B, 3, H, W]`` in 0..1, normalised."""
+        return (images - self.mean) / self.std
+
 
 def scaled_size(height: int, width: int, short: int | None, long: int | None) -> tuple[int, int]:
     """The size with the shorter side at ``short`` pixels, or less if the longer side would pass ``long``; None changes nothing."""

@@ -185,7 +185,9 @@ CATALOG: dict[str, Preset] = {
         paper=fm_hrnet_paper.figures("Lite-HRNet"),
         setting=FM_HRNET_SETTING,
     ),
-    "lite_hrnet_30": Preset(config=LiteHRNetConfig(depth=30), build=build_lite_hrnet, summary="Lite-HRNet-30", setting=FM_HRNET_SETTING),
+    "lite_hrnet_30": Preset(
+        config=LiteHRNetConfig(repeats=(3, 8, 3)), build=build_lite_hrnet, summary="Lite-HRNet-30", setting=FM_HRNET_SETTING
+    ),
     "hrformer_small": Preset(
         config=HRFormerConfig(),
         build=build_hrformer,

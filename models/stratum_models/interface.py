@@ -12,6 +12,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from stratum_models.errors import UserError
+
 Task = Literal["instance", "semantic"]
 IGNORE_INDEX = 255
 
@@ -92,6 +94,21 @@ class SegmentationModel(nn.Module, ABC):
 
     def set_progress(self, fraction: float) -> None:
         """Hears before every step of training, and at its end, how much of it is done: 0 to 1. Most models have no use for it."""
+
+    @property
+    def divisor(self) -> int:
+        """What the sides of a batch for :meth:`dense_outputs` must be multiples of. Raises UserError where there is no such method."""
+        raise UserError(f"{type(self).__name__} has no dense outputs that stand alone: choose another model")
+
+    def dense_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """What the network gives before its post-processing, by name, for a batch ``float32 [B, 3, H, W]`` in 0..1: what can be exported.
+
+        Images are padded with the mean colour that the model normalises with.
+
+        Raises:
+            UserError: there is no such part that stands alone.
+        """
+        raise UserError(f"{type(self).__name__} has no dense outputs that stand alone: choose another model")
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Weights, and activations with them, channels-first or channels-last."""

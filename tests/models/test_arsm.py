@@ -12,7 +12,6 @@ from stratum_models.errors import UserError
 from stratum_models.hrnet.build import build_hrnet
 from stratum_models.hrnet.config import HRNetConfig
 from stratum_models.interface import IGNORE_INDEX, SemanticPrediction, SemanticTarget
-from stratum_models.optimize import prepare_for_inference
 
 
 def tiny(**options: object) -> ARSM:
@@ -67,15 +66,6 @@ def test_paper_means_are_those_of_its_classes() -> None:
 
 
 class TestModel:
-    def test_every_parameter_gets_a_gradient(self) -> None:
-        model = tiny().train()
-        images, targets = zip(scene(30, 21), scene(24, 24, seed=1), strict=True)
-        (loss,) = model.loss(images, targets).values()
-        loss.backward()
-        assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-        for part in (*model.selecting.selection.experts, *model.selecting.selection.gating.blocks, model.selecting.trunk):
-            assert any(p.grad is not None and p.grad.any() for p in part.parameters())
-
     def test_training_repeats_with_the_seed(self) -> None:
         model = tiny().train()
         image, target = scene(16, 16)
@@ -95,26 +85,6 @@ class TestModel:
         assert isinstance(second, SemanticPrediction)
         assert first.probabilities.shape == (3, 7, 5)
         assert torch.equal(first.probabilities, second.probabilities)
-
-    def test_bf16_and_fused_channels_last(self) -> None:
-        model = tiny(stem_strides=(2, 1)).train()
-        image, target = scene(32, 48)
-        model.lay_out(torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = model.loss([image, image], [target, target])
-        assert all(term.isfinite() and term.dtype == torch.float32 for term in losses.values())
-        (plain,), (fast,) = model.eval().predict([image]), prepare_for_inference(model).predict([image])
-        assert isinstance(plain, SemanticPrediction)
-        assert isinstance(fast, SemanticPrediction)
-        torch.testing.assert_close(plain.probabilities, fast.probabilities, atol=1e-4, rtol=1e-3)
-
-    def test_is_exported_with_its_expected_gate(self) -> None:
-        model = tiny().eval()
-        images = torch.randn(1, 3, 16, 24)
-        model.forward = model.dense  # type: ignore[method-assign]
-        with torch.no_grad():
-            exported = torch.export.export(model, (images,)).module()
-            torch.testing.assert_close(exported(images), model.dense(images))
 
     def test_temperature_follows_training_and_is_saved(self) -> None:
         model = tiny(temperature=1.0, temperature_end=0.01)

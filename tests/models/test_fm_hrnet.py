@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stratum_models.catalog import CATALOG, FM_V1, FM_V4, resolve_config
@@ -16,8 +16,7 @@ from stratum_models.fm_hrnet.build import build_fm_hrnet, build_network
 from stratum_models.fm_hrnet.config import FMHRNetConfig
 from stratum_models.fm_hrnet.model import FMHRNet
 from stratum_models.fm_hrnet.paper import row
-from stratum_models.interface import SemanticPrediction, SemanticTarget
-from stratum_models.optimize import prepare_for_inference
+from stratum_models.interface import SemanticTarget
 
 
 def fm_config(name: str) -> FMHRNetConfig:
@@ -137,54 +136,6 @@ def test_aggregation_parts_add_up() -> None:
     assert not [name for name in weights(pyramid).keys() ^ weights(both).keys() if not name.startswith("head.parts")]
     shapes = [on_meta(replace(FM_V4, dilations=dilations)) for dilations in ((6, 12, 18), (1, 2, 3))]
     assert weights(shapes[0]) == weights(shapes[1])
-
-
-@pytest.fixture(params=[DEBUG, replace(DEBUG, pyconv=False, dilated_pyramid=False, detail=False, separable=2, blocks=2)])
-def config(request: pytest.FixtureRequest) -> FMHRNetConfig:
-    torch.manual_seed(0)
-    chosen: FMHRNetConfig = request.param
-    return chosen
-
-
-def scene(height: int, width: int, seed: int = 0) -> tuple[Tensor, SemanticTarget]:
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.randint(0, 3, (height, width), generator=generator)
-    return torch.rand(3, height, width, generator=generator), SemanticTarget(mask=mask)
-
-
-def test_batches_of_odd_sizes_give_every_parameter_a_gradient(config: FMHRNetConfig) -> None:
-    model = build_fm_hrnet(config, 3).train()
-    images, targets = zip(scene(97, 131, 1), scene(64, 80, 2), strict=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        terms = model.loss(images, targets)
-    sum(terms.values(), torch.zeros(())).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
-
-
-def test_one_image_of_one_cell_trains(config: FMHRNetConfig) -> None:
-    model = build_fm_hrnet(config, 3).train()
-    image, target = scene(20, 31)
-    terms = model.loss([image], [target])
-    sum(terms.values(), torch.zeros(())).backward()
-    assert all(term.isfinite() for term in terms.values())
-
-
-def test_prediction_is_the_same_twice_folded_and_channels_last(config: FMHRNetConfig) -> None:
-    model = build_fm_hrnet(config, 3).train()
-    images, targets = zip(*(scene(96, 96, seed) for seed in range(2)), strict=True)
-    model.loss(images, targets)  # statistics that are not those of the start
-    model.eval()
-    image, _ = scene(97, 131, 3)
-    first, second, folded = (m.predict([image])[0] for m in (model, model, prepare_for_inference(model)))
-    assert isinstance(first, SemanticPrediction)
-    assert isinstance(second, SemanticPrediction)
-    assert isinstance(folded, SemanticPrediction)
-    assert first.probabilities.shape == (3, 97, 131)
-    assert torch.equal(first.probabilities, second.probabilities)
-    torch.testing.assert_close(first.probabilities, folded.probabilities, rtol=0, atol=1e-4)
 
 
 def test_a_few_steps_lower_the_loss() -> None:

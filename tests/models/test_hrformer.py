@@ -13,8 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stratum_models.baselines.hrformer import FeedForward, HRFormerConfig, HRNetHead, WindowAttention, build_hrformer
 from stratum_models.errors import UserError
-from stratum_models.interface import SemanticPrediction, SemanticTarget
-from stratum_models.optimize import prepare_for_inference
 
 SMALL = HRFormerConfig(channels=8, head_channels=4, window=3)
 
@@ -93,39 +91,12 @@ def test_size_is_that_of_the_small_one() -> None:
     assert counter.get_total_flops() / 2e9 == pytest.approx(3.3, rel=0.1)
 
 
-def scene(height: int, width: int, seed: int = 0) -> tuple[Tensor, SemanticTarget]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(3, height, width, generator=generator), SemanticTarget(mask=torch.randint(0, 3, (height, width), generator=generator))
-
-
-@pytest.mark.parametrize("sizes", [[(97, 131), (64, 80)], [(20, 31)]])
-def test_odd_sizes_and_one_cell_train(sizes: list[tuple[int, int]]) -> None:
-    torch.manual_seed(0)
-    model = build_hrformer(SMALL, 3).train()
-    images, targets = zip(*(scene(*size, seed) for seed, size in enumerate(sizes)), strict=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        terms = model.loss(images, targets)
-    sum(terms.values(), torch.zeros(())).backward()
-    assert all(term.isfinite() for term in terms.values())
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-
-
-def test_prediction_is_the_same_twice_folded_and_channels_last() -> None:
-    torch.manual_seed(0)
-    model = build_hrformer(SMALL, 3).eval()
-    image, _ = scene(97, 131)
-    first, second, folded = (m.predict([image])[0] for m in (model, model, prepare_for_inference(model)))
-    assert isinstance(first, SemanticPrediction)
-    assert isinstance(second, SemanticPrediction)
-    assert isinstance(folded, SemanticPrediction)
-    assert torch.equal(first.probabilities, second.probabilities)
-    torch.testing.assert_close(first.probabilities, folded.probabilities, rtol=0, atol=1e-3)
-
-
 def test_bad_options_are_named() -> None:
     with pytest.raises(UserError, match="channels=40: must be 8 or more and a multiple of head_channels=32"):
         HRFormerConfig(channels=40)
     with pytest.raises(UserError, match="window=0"):
         replace(SMALL, window=0)
+    with pytest.raises(UserError, match=r"repeats=\(1, 4\)"):
+        replace(SMALL, repeats=(1, 4))
     with pytest.raises(UserError, match="no pretrained weights"):
         build_hrformer(SMALL, 2, "imagenet")

@@ -1,6 +1,7 @@
 """HRNet's trunk and heads against timm, slow references in float64, and the papers' sizes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import timm
@@ -17,23 +18,14 @@ from stratum_models.hrnet.build import build_hrnet
 from stratum_models.hrnet.config import HRNetConfig
 from stratum_models.hrnet.ocr import ObjectAttention, region_representations
 from stratum_models.hrnet.trunk import HRNetTrunk, build_trunk, concatenated
-from stratum_models.interface import IGNORE_INDEX, SemanticPrediction, SemanticTarget
-from stratum_models.optimize import prepare_for_inference
+from stratum_models.interface import SemanticTarget
 
 TINY = HRNetConfig(width=4, modules=(1, 1, 1), blocks=1)
-OCR = HRNetConfig(width=4, modules=(1, 1, 1), blocks=1, head="ocr", stem_strides=(1, 2))
 
 
 def tiny_trunk(stem_strides: tuple[int, ...] = (2, 2)) -> HRNetTrunk:
     torch.manual_seed(0)
     return HRNetTrunk(4, stem_strides, (1, 1, 1), 1)
-
-
-def scene(height: int, width: int, seed: int = 0) -> tuple[Tensor, SemanticTarget]:
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.randint(0, 3, (height, width), generator=generator)
-    mask[0, 0] = IGNORE_INDEX
-    return torch.rand(3, height, width, generator=generator), SemanticTarget(mask=mask)
 
 
 def bilinear(image: Tensor, height: int, width: int) -> Tensor:
@@ -146,69 +138,19 @@ def test_attention_over_regions() -> None:
         torch.testing.assert_close(found, attention.out(context), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "width", "head", "tolerance"),
-    [("HRNetW18", 18, "usual", 0.03), ("HRNetW32", 32, "usual", 0.03), ("HRNetW18 +OCR", 18, "ocr", 0.001)],
-)
-def test_parameters_are_the_papers(name: str, width: int, head: str, tolerance: float) -> None:
-    with torch.device("meta"):
-        model = build_hrnet(HRNetConfig(width=width, head=head), 5)  # type: ignore[arg-type]
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(result(name).params_m, rel=tolerance)
+def test_ocr_has_a_loss_for_its_coarse_segmentation() -> None:
+    torch.manual_seed(0)
+    model = build_hrnet(replace(TINY, head="ocr"), 3).train()
+    losses = model.loss([torch.rand(3, 64, 64)], [SemanticTarget(mask=torch.randint(0, 3, (64, 64)))])
+    assert set(losses) == {"ce", "aux"}
+    (gradient,) = torch.autograd.grad(losses["aux"], [model.network.head.coarse.classify.weight])
+    assert gradient.any()
 
 
 def test_multiply_adds_with_ocr_are_the_papers() -> None:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         build_hrnet(HRNetConfig(head="ocr", stem_strides=(1, 1)), 5).eval().dense(torch.empty(1, 3, 256, 256))
     assert counter.get_total_flops() / 2e9 == pytest.approx(result("HRNetW18 +OCR").gmacs, rel=0.01)
-
-
-@pytest.mark.parametrize("config", [TINY, OCR], ids=["usual", "ocr"])
-class TestModel:
-    def test_every_parameter_gets_a_gradient(self, config: HRNetConfig) -> None:
-        torch.manual_seed(0)
-        model = build_hrnet(config, 3).train()
-        images, targets = zip(scene(70, 61), scene(64, 64, seed=1), strict=True)
-        losses = model.loss(images, targets)
-        assert set(losses) == ({"ce", "aux"} if config.head == "ocr" else {"ce"})
-        torch.stack(list(losses.values())).sum().backward()
-        assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-        for part in model.network.children():
-            assert any(p.grad is not None and p.grad.any() for p in part.parameters())
-
-    def test_one_image_smaller_than_a_cell_trains_and_predicts(self, config: HRNetConfig) -> None:
-        torch.manual_seed(0)
-        model = build_hrnet(config, 3).train()
-        image, target = scene(20, 13)
-        assert all(term.isfinite() for term in model.loss([image], [target]).values())
-        (prediction,) = model.eval().predict([image])
-        assert isinstance(prediction, SemanticPrediction)
-        assert prediction.probabilities.shape == (3, 20, 13)
-
-    def test_bf16_and_fused_channels_last(self, config: HRNetConfig) -> None:
-        torch.manual_seed(0)
-        model = build_hrnet(config, 3).train()
-        image, target = scene(64, 64)
-        model.lay_out(torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = model.loss([image, image], [target, target])
-        assert all(term.isfinite() for term in losses.values())
-        model.eval()
-        (plain,), (again,), (fast,) = model.predict([image]), model.predict([image]), prepare_for_inference(model).predict([image])
-        assert isinstance(plain, SemanticPrediction)
-        assert isinstance(again, SemanticPrediction)
-        assert isinstance(fast, SemanticPrediction)
-        assert torch.equal(plain.probabilities, again.probabilities)
-        torch.testing.assert_close(plain.probabilities, fast.probabilities, atol=1e-4, rtol=1e-3)
-
-
-def test_is_exported() -> None:
-    torch.manual_seed(0)
-    model = build_hrnet(OCR, 3).eval()
-    images = torch.randn(1, 3, 16, 32)
-    model.forward = model.dense  # type: ignore[method-assign]
-    with torch.no_grad():
-        exported = torch.export.export(model, (images,)).module()
-        torch.testing.assert_close(exported(images), model.dense(images))
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,7 @@ def test_sparse_controller_equals_the_dense_convolution() -> None:
     levels = [torch.randn(2, 16, 64 // s, 96 // s, dtype=torch.float64) for s in STRIDES]
     output = head(levels)
     dense = torch.cat([head.controller(x).flatten(2).transpose(1, 2) for x in output.box_features], 1)
+    assert torch.equal(head.control_everywhere(output), dense)
     image = torch.arange(2).repeat_interleave(dense.shape[1])
     where = torch.arange(dense.shape[1]).repeat(2)
     shuffled = torch.randperm(len(image))

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from stratum_models.baselines import fcn, unet
 from stratum_models.baselines.fcn import FCN8s, FCNConfig, PooledTrunk, build_fcn
 from stratum_models.baselines.unet import UNetConfig, build_unet
-from stratum_models.catalog import CATALOG, build_model
 from stratum_models.errors import UserError
-from stratum_models.interface import SemanticPrediction, SemanticTarget
 
 
 def parameters(module: nn.Module) -> int:
@@ -63,36 +61,6 @@ def test_vgg_is_tapped_behind_its_poolings() -> None:
         maps = trunk(torch.zeros(1, 3, 64, 96))
     assert [tuple(m.shape) for m in maps] == [(1, 256, 8, 12), (1, 512, 4, 6), (1, 512, 2, 3)]
     assert parameters(trunk) == 14_714_688  # VGG16's thirteen convolutions
-
-
-@pytest.mark.parametrize(("name", "expected"), [("fcn_r50", 23_508_032 + 3 * (512 + 1024 + 2048) + 9), ("fcn_vgg16", 27_835_209)])
-def test_fcn_sizes(name: str, expected: int) -> None:
-    with torch.device("meta"):
-        assert parameters(build_model(name, num_classes=3)) == expected
-
-
-@pytest.mark.parametrize(("name", "expected"), [("unet_r18", 14_328_499), ("unet_r50", 32_521_395), ("unet_vgg16", 24_866_307)])
-def test_unet_sizes(name: str, expected: int) -> None:
-    with torch.device("meta"):
-        assert parameters(build_model(name, num_classes=3)) == expected
-    if paper := CATALOG[name].paper:
-        assert expected == pytest.approx(paper["params_m"] * 1e6, rel=0.002)
-
-
-@pytest.mark.parametrize("config", [FCNConfig(backbone="resnet18", hidden_channels=8), UNetConfig(decoder_channels=(16, 16, 8, 8, 8))])
-def test_learn_from_one_image_of_odd_size(config: FCNConfig | UNetConfig) -> None:
-    torch.manual_seed(0)
-    model = build_fcn(config, 3) if isinstance(config, FCNConfig) else build_unet(config, 3)
-    image, target = torch.rand(3, 97, 131), SemanticTarget(mask=torch.randint(0, 3, (97, 131)))
-    terms = model.loss([image], [target])
-    torch.stack(list(terms.values())).sum().backward()
-    assert not [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    model.eval()
-    found, again = model.predict([image])[0], model.predict([image])[0]
-    assert isinstance(found, SemanticPrediction)
-    assert isinstance(again, SemanticPrediction)
-    assert found.probabilities.shape == (3, 97, 131)
-    assert torch.equal(found.probabilities, again.probabilities)
 
 
 @pytest.mark.parametrize("module", [fcn, unet])

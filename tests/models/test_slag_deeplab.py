@@ -1,20 +1,15 @@
 """The slag network's parts against slow float64 references that are written from the formulas, and its sizes against the paper's."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stratum_models.catalog import CATALOG, build_model, resolve_config
+from stratum_models.catalog import resolve_config
 from stratum_models.errors import UserError
-from stratum_models.interface import IGNORE_INDEX, SemanticPrediction, SemanticTarget
-from stratum_models.optimize import prepare_for_inference
-from stratum_models.semantic.model import SemanticModel
 from stratum_models.slag_deeplab.aspp import AtrousPyramid, ImagePooling
-from stratum_models.slag_deeplab.build import build_slag_deeplab
 from stratum_models.slag_deeplab.config import SlagDeepLabConfig
 from stratum_models.slag_deeplab.ema import EfficientMultiScaleAttention
 from stratum_models.slag_deeplab.layers import conv_block
@@ -172,21 +167,6 @@ def test_pyramid_joins_its_branches() -> None:
     assert [part[0].dilation[0] for part in pyramid.branches[:3]] == [1, 1, 3]
 
 
-# the paper's MiB (Table 2), and the figures of this folder's README
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("deeplab_mv2", 5_811_171), ("deeplab_mv2_ema", 5_827_331), ("deeplab_xception", 54_706_579), ("slag_deeplab", 3_869_891)],
-)
-def test_sizes(name: str, expected: int) -> None:
-    with torch.device("meta"):
-        model = build_model(name, num_classes=3)
-    assert parameters(model) == expected
-    if name != "slag_deeplab":  # whose size in the table is that of the network with standard convolutions
-        paper = CATALOG[name].paper
-        assert paper is not None
-        assert parameters(model) == pytest.approx(paper["params_m"] * 1e6, rel=0.001)
-
-
 def test_trunk_gives_the_deepest_map_of_each_stride() -> None:
     with torch.device("meta"):
         for name, channels in (
@@ -233,57 +213,6 @@ def test_classifier_weights_reach_the_trunk(tmp_path) -> None:  # type: ignore[n
 def test_options_out_of_range_are_named(values: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         SlagDeepLabConfig(**values)  # type: ignore[arg-type]
-
-
-def scene(height: int, width: int, seed: int = 0) -> tuple[Tensor, SemanticTarget]:
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.randint(0, 3, (height, width), generator=generator)
-    mask[:4] = IGNORE_INDEX
-    return torch.rand(3, height, width, generator=generator), SemanticTarget(mask=mask)
-
-
-@pytest.fixture(scope="module")
-def model() -> SemanticModel:
-    torch.manual_seed(0)
-    return build_slag_deeplab(DEBUG, num_classes=3)
-
-
-@pytest.mark.parametrize("sizes", [[(97, 131)], [(97, 131), (64, 33)], [(9, 16)]])
-def test_every_parameter_learns_at_any_size_and_from_one_image(model: SemanticModel, sizes: list[tuple[int, int]]) -> None:
-    model.train()
-    model.zero_grad()
-    images, targets = zip(*(scene(*size, seed=i) for i, size in enumerate(sizes)), strict=True)
-    terms = model.loss(images, targets)
-    torch.stack(list(terms.values())).sum().backward()
-    assert all(term.isfinite() for term in terms.values())
-    assert not [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    for part in (model.network.trunk, model.network.attention, model.network.pyramid, model.network.classify):
-        assert any(p.grad.any() for p in part.parameters() if p.grad is not None)
-
-
-def test_predictions_fit_the_images_and_repeat(model: SemanticModel) -> None:
-    model.eval()
-    images = [scene(97, 131)[0], scene(64, 33)[0]]
-    first, second = model.predict(images), model.predict(images)
-    fast = prepare_for_inference(model).predict(images)
-    for image, a, b, c in zip(images, first, second, fast, strict=True):
-        assert isinstance(a, SemanticPrediction)
-        assert isinstance(b, SemanticPrediction)
-        assert isinstance(c, SemanticPrediction)
-        assert a.probabilities.shape == (3, *image.shape[1:])
-        assert torch.allclose(a.probabilities.sum(0), torch.ones(image.shape[1:]), atol=1e-5)
-        assert torch.equal(a.probabilities, b.probabilities)
-        assert torch.allclose(a.probabilities, c.probabilities, atol=1e-3)
-
-
-def test_half_precision_and_channels_last_train() -> None:
-    model = build_slag_deeplab(replace(DEBUG, separable_aspp=False), num_classes=3)
-    model.lay_out(torch.channels_last)
-    image, target = scene(64, 48)
-    with torch.autocast("cpu", torch.bfloat16):
-        terms = model.loss([image], [target])
-    torch.stack(list(terms.values())).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_paper_rows_are_consistent() -> None:

@@ -109,4 +109,4 @@ def build_fcn(config: FCNConfig, num_classes: int, backbone_weights: str | None 
     if backbone_weights is not None:
         load_classifier(trunk.trunk if isinstance(trunk, PooledTrunk) else trunk, config.backbone, backbone_weights)
     network = FCN8s(trunk, trunk.channels, num_classes, hidden_channels=config.hidden_channels, dropout=config.dropout)
-    return SemanticModel(network, num_classes, config, divisor=32)
+    return SemanticModel(network, num_classes, config, divisor=32, alone=64)

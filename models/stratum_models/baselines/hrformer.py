@@ -24,7 +24,6 @@ STEM_CHANNELS = 64
 FIRST_CHANNELS = 256  # of the first stage's bottlenecks
 FIRST_BLOCKS = 2
 BLOCKS = 2  # transformer blocks on each branch between two exchanges
-REPEATS = (1, 4, 2)  # modules of the stages with two, three and four branches
 EXPANSION = 4  # of the feed-forward network
 EXCLUDED = -1e4  # added to the attention to positions that are not there; fits into half precision
 
@@ -43,6 +42,8 @@ class HRFormerConfig(SemanticConfig):
     """Channels of one attention head: the first branch has ``channels / head_channels`` heads."""
     window: int = 7
     """Side of the windows that attention stays in."""
+    repeats: tuple[int, ...] = (1, 4, 2)
+    """Modules of the stages with two, three and four branches, each with one exchange between them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +53,8 @@ class HRFormerConfig(SemanticConfig):
             )
         if self.window < 1:
             raise UserError(f"HRFormer option window={self.window}: must be 1 or more")
+        if len(self.repeats) != 3 or min(self.repeats) < 1:
+            raise UserError(f"HRFormer option repeats={self.repeats}: must be three numbers of 1 or more, e.g. 1,4,2")
 
 
 class WindowAttention(nn.Module):
@@ -198,10 +201,11 @@ class HRFormer(nn.Module):
         channels: of each of the four branches.
         head_channels: of one attention head.
         window: side of the attention's windows.
+        repeats: modules of the stages with two, three and four branches.
         num_classes: ``K``.
     """
 
-    def __init__(self, channels: Sequence[int], head_channels: int, window: int, num_classes: int) -> None:
+    def __init__(self, channels: Sequence[int], head_channels: int, window: int, repeats: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(conv_norm(3, STEM_CHANNELS, 3, stride=2), conv_norm(STEM_CHANNELS, STEM_CHANNELS, 3, stride=2))
         widths = [STEM_CHANNELS] + [FIRST_CHANNELS] * FIRST_BLOCKS
@@ -211,7 +215,7 @@ class HRFormer(nn.Module):
         self.entries = nn.ModuleList(dense_step(a, b, True) for a, b in zip(above, channels[1:], strict=True))
         self.stages = nn.ModuleList(
             nn.Sequential(*(ParallelBlocks(channels[: number + 2], head_channels, window) for _ in range(repeat)))
-            for number, repeat in enumerate(REPEATS)
+            for number, repeat in enumerate(repeats)
         )
         self.head = HRNetHead(channels, num_classes)
 
@@ -234,6 +238,6 @@ def build_hrformer(config: HRFormerConfig, num_classes: int, backbone_weights: s
     if backbone_weights is not None:
         raise UserError(f"HRFormer has no pretrained weights here (asked for {backbone_weights}): train it with --backbone-weights none")
     channels = [config.channels * 2**number for number in range(4)]
-    network = HRFormer(channels, config.head_channels, config.window, num_classes)
+    network = HRFormer(channels, config.head_channels, config.window, config.repeats, num_classes)
     initialise(network, network.head.classify)
     return SemanticModel(network, num_classes, config)

@@ -21,7 +21,6 @@ STEM_CHANNELS = 32
 BLOCKS = 2  # weighting blocks between two exchanges
 CROSS_RATIO = 8  # how much narrower the weights' bottleneck is: across resolutions, and in space
 SPATIAL_RATIO = 4
-REPEATS = {18: (2, 4, 2), 30: (3, 8, 3)}  # modules of the stages with two, three and four branches (Table 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +31,15 @@ class LiteHRNetConfig(SemanticConfig):
         UserError: a value is outside its range.
     """
 
-    depth: int = 18
-    """18 or 30."""
+    repeats: tuple[int, ...] = (2, 4, 2)
+    """Modules of the stages with two, three and four branches (Table 1): ``2,4,2`` in Lite-HRNet-18, ``3,8,3`` in Lite-HRNet-30."""
     channels: int = 40
     """Channels of the first branch; each further one has twice as many."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depth not in REPEATS:
-            raise UserError(f"Lite-HRNet option depth={self.depth}: must be {' or '.join(map(str, REPEATS))}")
+        if len(self.repeats) != 3 or min(self.repeats) < 1:
+            raise UserError(f"Lite-HRNet option repeats={self.repeats}: must be three numbers of 1 or more, e.g. 2,4,2")
         if self.channels < 8 or self.channels % 8:
             raise UserError(f"Lite-HRNet option channels={self.channels}: must be a multiple of 8, e.g. 40")
 
@@ -176,6 +175,6 @@ def build_lite_hrnet(config: LiteHRNetConfig, num_classes: int, backbone_weights
     if backbone_weights is not None:
         raise UserError(f"Lite-HRNet has no pretrained weights (asked for {backbone_weights}): train it with --backbone-weights none")
     channels = [config.channels * 2**number for number in range(4)]
-    network = LiteHRNet(channels, REPEATS[config.depth], num_classes)
+    network = LiteHRNet(channels, config.repeats, num_classes)
     initialise(network, network.head.classify)
     return SemanticModel(network, num_classes, config)

@@ -13,6 +13,8 @@ from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, InstanceTarget, Prediction, SegmentationModel, Target
 from stratum_models.losnet.backbone import file_weights, hub_weights
 
+LAST_STRIDE = 32  # one image that is no larger leaves BN a single value
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRCNNConfig:
@@ -54,7 +56,10 @@ class MaskRCNN(SegmentationModel):
         )
 
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """torchvision's five terms."""
+        """torchvision's five terms. Raises UserError for one small image alone."""
+        if len(images) == 1 and max(images[0].shape[-2:]) <= LAST_STRIDE:
+            height, width = images[0].shape[-2:]
+            raise UserError(f"Mask R-CNN cannot train on one image of {height}x{width}: use larger images, or two of them")
         losses = self.net([x.to(self.device) for x in images], [self._target(t) for t in targets])
         return {key.removeprefix("loss_"): value for key, value in losses.items()}
 

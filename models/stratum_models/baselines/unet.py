@@ -53,4 +53,4 @@ def build_unet(config: UNetConfig, num_classes: int, backbone_weights: str | Non
     network.decoder.center = nn.Identity()
     if backbone_weights is not None:
         load_classifier(network.encoder, config.encoder, backbone_weights)
-    return SemanticModel(network, num_classes, config, divisor=32)
+    return SemanticModel(network, num_classes, config, divisor=32, alone=64)

@@ -25,6 +25,8 @@ class LevelConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "gn")
         groups = math.gcd(32, channels)
+        if groups == channels:
+            groups //= 2  # GN takes no single value, which is what a group of one channel is where a level has one location
         norms = [nn.GroupNorm(groups, channels)] if norm == "gn" else [nn.BatchNorm2d(channels) for _ in range(levels)]
         self.norms = nn.ModuleList(norms)
 
@@ -144,6 +146,10 @@ class DetectionHead(nn.Module):
                 patches[here] = _neighbourhoods(x, image[here], location[here] - start)
             start += height * width
         return F.linear(patches.flatten(1), kernel.flatten(1), self.controller.bias)
+
+    def control_everywhere(self, output: HeadOutput) -> Tensor:
+        """The controller's parameters at all locations, ``[B, L, P]``."""
+        return torch.cat([_flat(self.controller(x)) for x in output.box_features], 1)
 
 
 def _flat(x: Tensor) -> Tensor:

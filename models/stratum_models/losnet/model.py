@@ -55,6 +55,26 @@ class LosNet(SegmentationModel):
         locations = make_locations(sizes, self.config.strides, self.config.size_limits, images.device)
         return self.head(levels), self.mask_branch(levels), locations
 
+    @property
+    def divisor(self) -> int:
+        """What the sides of a batch must be multiples of."""
+        return self.normalize.divisor
+
+    def dense_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The head's ``logits [B, L, K]``, ``distances [B, L, 4]`` and ``centerness [B, L]``, and what the dynamic mask heads are made of.
+
+        These are the weights at every location, ``mask_params [B, L, 169]``, and the ``mask_features [B, 8, H / 8, W / 8]``.
+        """
+        levels = self.pyramid(self.backbone(self.normalize.colours(images)))
+        output = self.head(levels)
+        return {
+            "logits": output.logits,
+            "distances": output.distances,
+            "centerness": output.centerness,
+            "mask_params": self.head.control_everywhere(output),
+            "mask_features": self.mask_branch(levels),
+        }
+
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """``class``, ``box``, ``center`` and ``mask``: Eq. 3 is their sum."""
         instances = [_instance_target(t).to(self.device) for t in targets]

@@ -25,6 +25,7 @@ class SemanticModel(SegmentationModel):
         num_classes: ``K``.
         config: loss and sizes.
         divisor: what the sides of a batch must be multiples of.
+        alone: the least side that one image alone is padded to in training, for networks whose BN would else see a single value.
 
     Raises:
         UserError: fewer than two classes, or as many weights as there are no classes.
@@ -32,7 +33,7 @@ class SemanticModel(SegmentationModel):
 
     task = "semantic"
 
-    def __init__(self, network: nn.Module, num_classes: int, config: SemanticConfig, *, divisor: int = 32) -> None:
+    def __init__(self, network: nn.Module, num_classes: int, config: SemanticConfig, *, divisor: int = 32, alone: int = 0) -> None:
         super().__init__()
         if num_classes < 2:
             raise UserError(f"a semantic model needs at least two classes, the background among them; got {num_classes}")
@@ -41,6 +42,7 @@ class SemanticModel(SegmentationModel):
         self.network = network
         self.num_classes = num_classes
         self.config = config
+        self.alone = alone
         self.normalize = Normalize(divisor=divisor)
         self.criterion = SemanticLoss(config.loss, config.class_weights)
 
@@ -49,9 +51,18 @@ class SemanticModel(SegmentationModel):
         output = self.network(images)
         return _at_size(output[0] if isinstance(output, tuple) else output, images)
 
+    @property
+    def divisor(self) -> int:
+        """What the sides of a batch must be multiples of."""
+        return self.normalize.divisor
+
+    def dense_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """``logits [B, K, H, W]``."""
+        return {"logits": self.dense(self.normalize.colours(images))}
+
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """The weighted terms of the option ``loss``; those of auxiliary outputs are added to ``aux``."""
-        batch = self.normalize(images, self.memory_format)
+        batch = self.normalize(images, self.memory_format, least=self.alone if len(images) == 1 else 0)
         mask = torch.stack([_padded(mask_of(target), batch.images) for target in targets])
         output = self.network(batch.images)
         main, *others = output if isinstance(output, tuple) else (output,)

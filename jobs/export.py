@@ -1,0 +1,82 @@
+"""Write a model's dense outputs as an ONNX file."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from stratum import storage
+from stratum.cli import option_pairs, run_job
+from stratum.cost import parse_size
+from stratum.registry import fetch_package
+from stratum_models.catalog import build_model, preset
+from stratum_models.errors import UserError
+from stratum_models.interface import SegmentationModel
+from stratum_models.package import load_package
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to export, and where to."""
+
+    output: str
+    """The file to write, local or s3://, such as exports/losnet.onnx."""
+    package: str = ""
+    """A folder, s3://..., models:/name@champion, models:/name/3 or runs:/id/package."""
+    preset: str = ""
+    """A preset in the package's place, with random weights."""
+    set: tuple[str, ...] = ()
+    """Options of the preset, such as head_convs=1."""
+    classes: int = 2
+    """Number of classes of the preset."""
+    size: str = "480x640"
+    """Height x width to export with; where sizes cannot be left open, the only one that the file takes."""
+    dynamic: bool = True
+    """Leave batch, height and width open, where the exporter can."""
+
+    def __post_init__(self) -> None:
+        if bool(self.package) == bool(self.preset):
+            raise UserError("give --package or --preset, one of them")
+        if self.package and self.set:
+            raise UserError("--set is for --preset: a package has its options")
+        if not storage.name(self.output).endswith(".onnx"):
+            raise UserError(f"--output {self.output}: name a file that ends in .onnx")
+
+
+def main(args: Args) -> None:
+    """Write what a network gives before post-processing (logits, or scores, distances and mask weights) as one ONNX file.
+
+    The input is float32 [B, 3, H, W] in 0..1; normalisation is inside. The file gets its name only after onnxruntime has run it and
+    agreed with PyTorch within 1e-3.
+    """
+    size = parse_size(args.size)
+    model, about = _from_package(args.package) if args.package else _from_preset(args)
+    from stratum.onnx_export import export_onnx  # onnxruntime: seconds that a mistake in the flags should not cost
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.onnx"
+        done = export_onnx(model, path, size, dynamic=args.dynamic, about=about)
+        storage.upload_file(path, args.output)
+        mebibytes = path.stat().st_size / 2**20
+    for name, shape in done.outputs.items():
+        print(f"{name:<14} {list(shape)}")
+    print(f"batch, height and width: {'open' if done.dynamic else f'fixed at 1x{size[0]}x{size[1]}'}")
+    if done.refusal:
+        print(f"warning: they could not be left open: {done.refusal}")
+    print(f"differs from PyTorch by {done.error:.1e} at most")
+    print(f"written: {storage.resolve(args.output)} ({mebibytes:.1f} MB)")
+
+
+def _from_package(uri: str) -> tuple[SegmentationModel, dict[str, object]]:
+    loaded = load_package(fetch_package(uri))
+    manifest = loaded.manifest
+    said = ("preset", "task", "classes", "score_threshold")
+    return loaded.model, {name: getattr(manifest, name) for name in said}
+
+
+def _from_preset(args: Args) -> tuple[SegmentationModel, dict[str, object]]:
+    model = build_model(args.preset, num_classes=args.classes, overrides=option_pairs(args.set))
+    return model.eval(), {"preset": args.preset, "task": preset(args.preset).task}
+
+
+if __name__ == "__main__":
+    run_job(main, Args)
