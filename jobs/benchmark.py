@@ -18,7 +18,6 @@ from stratum.registry import fetch_package
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, SegmentationModel
-from stratum_models.losnet.paper import MODELS
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import LoadedModel, load_package
 
@@ -167,7 +166,7 @@ def _static_record(subject: Subject, size: tuple[int, int]) -> dict[str, Any]:
         "peak_memory_mb": None,
         "train_memory_mb": None,
         "train_step_ms": None,
-        "paper": MODELS.get(CATALOG[subject.preset].paper or ""),
+        "paper": CATALOG[subject.preset].paper,
     }
 
 

@@ -4,13 +4,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
+from stratum_models.arsm import paper as arsm_paper
+from stratum_models.arsm.config import ARSMConfig
+from stratum_models.arsm.model import build_arsm
+from stratum_models.baselines.fcn import FCNConfig, build_fcn
+from stratum_models.baselines.hrformer import HRFormerConfig, build_hrformer
+from stratum_models.baselines.lite_hrnet import LiteHRNetConfig, build_lite_hrnet
 from stratum_models.baselines.mask_rcnn import MaskRCNNConfig, build_mask_rcnn
+from stratum_models.baselines.unet import UNetConfig, build_unet
 from stratum_models.errors import UserError
+from stratum_models.fm_hrnet import paper as fm_hrnet_paper
+from stratum_models.fm_hrnet.build import build_fm_hrnet
+from stratum_models.fm_hrnet.config import FMHRNetConfig
+from stratum_models.hrnet.build import build_hrnet
+from stratum_models.hrnet.config import HRNetConfig
 from stratum_models.interface import SegmentationModel, Task
+from stratum_models.losnet import paper as losnet_paper
 from stratum_models.losnet.build import build_losnet
 from stratum_models.losnet.config import LosNetConfig
+from stratum_models.semantic.config import SemanticConfig
+from stratum_models.slag_deeplab import paper as slag_paper
+from stratum_models.slag_deeplab.build import build_slag_deeplab
+from stratum_models.slag_deeplab.config import SlagDeepLabConfig
 
-Config = LosNetConfig | MaskRCNNConfig
+Config = LosNetConfig | MaskRCNNConfig | SemanticConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +38,17 @@ class Preset:
     config: Config
     build: Callable[[Any, int, str | None], SegmentationModel]
     summary: str
-    paper: str | None = None
-    """The row of the model's paper with its figures: a key of ``stratum_models.losnet.paper.MODELS``."""
+    paper: Mapping[str, float] | None = None
+    """The figures of the model's paper by name; costs are ``params_m``, ``gmacs``, ``size_mb`` and the like, as the paper has them."""
 
 
 CONDINST = LosNetConfig(fpn_channels=256, fpn_convs=True, extra_levels=True, head_convs=4, norm="gn")
+DEEPLAB = SlagDeepLabConfig(separable_aspp=False, ema_groups=0)
+FM_V0 = FMHRNetConfig(stem_strides=(2, 2, 2, 1), last_channels=512, separable=0, pyconv=False, dilated_pyramid=False, detail=False)
+FM_V1 = replace(FM_V0, stem_strides=(2, 2, 2, 2), last_channels=256)
+FM_V2 = replace(FM_V1, pyconv=True, dilated_pyramid=True, detail=True)
+FM_V3 = replace(FM_V1, separable=1)
+FM_V4 = replace(FM_V2, separable=1)
 
 CATALOG: dict[str, Preset] = {
     "losnet": Preset(
@@ -33,44 +56,217 @@ CATALOG: dict[str, Preset] = {
         config=LosNetConfig(),
         build=build_losnet,
         summary="LosNet with MobileNetV3-Small, the paper's network",
-        paper="losnet_mv3",
+        paper=losnet_paper.result("LosNet", "M-V3").figures(),
     ),
     "losnet_r50": Preset(
-        task="instance", config=LosNetConfig(backbone="resnet50"), build=build_losnet, summary="LosNet with ResNet-50", paper="losnet_r50"
+        task="instance",
+        config=LosNetConfig(backbone="resnet50"),
+        build=build_losnet,
+        summary="LosNet with ResNet-50",
+        paper=losnet_paper.result("LosNet", "R-50").figures(),
     ),
     "losnet_r101": Preset(
         task="instance",
         config=LosNetConfig(backbone="resnet101"),
         build=build_losnet,
         summary="LosNet with ResNet-101",
-        paper="losnet_r101",
+        paper=losnet_paper.result("LosNet", "R-101").figures(),
     ),
     "condinst_mv3": Preset(
         task="instance",
         config=CONDINST,
         build=build_losnet,
         summary="CondInst with MobileNetV3-Small, where the ablations start",
-        paper="condinst_mv3",
+        paper=losnet_paper.row("t1/MobileNetV3-Small").figures(),
     ),
     "condinst_r50": Preset(
         task="instance",
         config=replace(CONDINST, backbone="resnet50"),
         build=build_losnet,
         summary="CondInst with ResNet-50",
-        paper="condinst_r50",
+        paper=losnet_paper.result("CondInst", "R-50").figures(),
     ),
     "mask_rcnn_r50": Preset(
         task="instance",
         config=MaskRCNNConfig(),
         build=build_mask_rcnn,
         summary="Mask R-CNN with ResNet-50 and FPN, torchvision's",
-        paper="mask_rcnn_r50",
+        paper=losnet_paper.result("Mask R-CNN", "R-50").figures(),
     ),
     "losnet_debug": Preset(
         task="instance",
         config=LosNetConfig(fpn_channels=16, head_convs=1, mask_channels=16, mask_convs=1, train_proposals=16, max_detections=50),
         build=build_losnet,
         summary="LosNet made tiny: trains on a CPU in seconds",
+    ),
+    "fm_hrnet_v0": Preset(
+        task="semantic",
+        config=FM_V0,
+        build=build_fm_hrnet,
+        summary="FM-HRNet-V0: the first branch at 1/8 of the image",
+        paper=fm_hrnet_paper.figures("FM-HRNet-V0"),
+    ),
+    "fm_hrnet_v1": Preset(
+        task="semantic",
+        config=FM_V1,
+        build=build_fm_hrnet,
+        summary="FM-HRNet-V1: V0 with the first branch at 1/16 and a narrower last one",
+        paper=fm_hrnet_paper.figures("FM-HRNet-V1"),
+    ),
+    "fm_hrnet_v2": Preset(
+        task="semantic",
+        config=FM_V2,
+        build=build_fm_hrnet,
+        summary="FM-HRNet-V2: V1 with multi-scale aggregation",
+        paper=fm_hrnet_paper.figures("FM-HRNet-V2"),
+    ),
+    "fm_hrnet_v3": Preset(
+        task="semantic",
+        config=FM_V3,
+        build=build_fm_hrnet,
+        summary="FM-HRNet-V3: V1 with depthwise separable convolutions",
+        paper=fm_hrnet_paper.figures("FM-HRNet-V3"),
+    ),
+    "fm_hrnet_v4": Preset(
+        task="semantic",
+        config=FM_V4,
+        build=build_fm_hrnet,
+        summary="FM-HRNet-V4: V1 with both, the paper's network",
+        paper=fm_hrnet_paper.figures("FM-HRNet-V4"),
+    ),
+    "fm_hrnet_debug": Preset(
+        task="semantic",
+        config=replace(FM_V4, channels=8, last_channels=16, blocks=1, aggregation_channels=8),
+        build=build_fm_hrnet,
+        summary="FM-HRNet-V4 made tiny: trains on a CPU in seconds",
+    ),
+    "hrnet_w18": Preset(
+        task="semantic",
+        config=HRNetConfig(),
+        build=build_hrnet,
+        summary="HRNet-W18 with its own stem, at 1/4 of the image",
+        paper=arsm_paper.result("HRNetW18").figures(),
+    ),
+    "hrnet_w18_ocr": Preset(
+        task="semantic",
+        config=HRNetConfig(head="ocr"),
+        build=build_hrnet,
+        summary="HRNet-W18 with object-contextual representations",
+        paper=arsm_paper.result("HRNetW18 +OCR").figures(),
+    ),
+    "hrnet_w32": Preset(
+        task="semantic",
+        config=HRNetConfig(width=32),
+        build=build_hrnet,
+        summary="HRNet-W32 with its own stem, at 1/4 of the image",
+        paper=arsm_paper.result("HRNetW32").figures(),
+    ),
+    "hrnet_w48": Preset(
+        task="semantic",
+        config=HRNetConfig(width=48),
+        build=build_hrnet,
+        summary="HRNet-W48, which FM-HRNet makes faster",
+        paper=fm_hrnet_paper.figures("HRNet"),
+    ),
+    "hrnet_w18_arsm": Preset(
+        task="semantic",
+        config=ARSMConfig(),
+        build=build_arsm,
+        summary="HRNet-W18 with ARSM at full resolution",
+        paper=arsm_paper.result("HRNetW18 +ARSM").figures(),
+    ),
+    "hrnet_w32_arsm": Preset(
+        task="semantic",
+        config=ARSMConfig(width=32),
+        build=build_arsm,
+        summary="HRNet-W32 with ARSM at full resolution",
+        paper=arsm_paper.result("HRNetW32 +ARSM").figures(),
+    ),
+    "hrnet_debug": Preset(
+        task="semantic",
+        config=HRNetConfig(width=4, modules=(1, 1, 1), blocks=1),
+        build=build_hrnet,
+        summary="HRNet made tiny: trains on a CPU in seconds",
+    ),
+    "hrnet_arsm_debug": Preset(
+        task="semantic",
+        config=ARSMConfig(width=4, stem_strides=(2, 2), modules=(1, 1, 1), blocks=1),
+        build=build_arsm,
+        summary="HRNet with ARSM made tiny: trains on a CPU in seconds",
+    ),
+    "lite_hrnet_18": Preset(
+        task="semantic",
+        config=LiteHRNetConfig(),
+        build=build_lite_hrnet,
+        summary="Lite-HRNet-18",
+        paper=fm_hrnet_paper.figures("Lite-HRNet"),
+    ),
+    "lite_hrnet_30": Preset(task="semantic", config=LiteHRNetConfig(depth=30), build=build_lite_hrnet, summary="Lite-HRNet-30"),
+    "hrformer_small": Preset(
+        task="semantic",
+        config=HRFormerConfig(),
+        build=build_hrformer,
+        summary="HRFormer, the small one",
+        paper=arsm_paper.result("HRFormer").figures(),
+    ),
+    "slag_deeplab": Preset(
+        task="semantic",
+        config=SlagDeepLabConfig(),
+        build=build_slag_deeplab,
+        summary="DeepLabv3+ as the slag paper describes it: MobileNetV2, separable ASPP, EMA",
+        paper=slag_paper.row(2, "DeepLabv3+", "MobileNetV2", "EMA").figures(),
+    ),
+    "deeplab_mv2_ema": Preset(
+        task="semantic",
+        config=replace(DEEPLAB, ema_groups=8),
+        build=build_slag_deeplab,
+        summary="DeepLabv3+ with MobileNetV2 and EMA, what the size in Table 2 fits",
+        paper=slag_paper.row(2, "DeepLabv3+", "MobileNetV2", "EMA").figures(),
+    ),
+    "deeplab_mv2": Preset(
+        task="semantic",
+        config=DEEPLAB,
+        build=build_slag_deeplab,
+        summary="DeepLabv3+ with MobileNetV2",
+        paper=slag_paper.row(2, "DeepLabv3+", "MobileNetV2").figures(),
+    ),
+    "deeplab_xception": Preset(
+        task="semantic",
+        config=replace(DEEPLAB, backbone="xception65"),
+        build=build_slag_deeplab,
+        summary="DeepLabv3+ with Xception",
+        paper=slag_paper.row(2, "DeepLabv3+", "Xception").figures(),
+    ),
+    "deeplab_r50": Preset(
+        task="semantic", config=replace(DEEPLAB, backbone="resnet50"), build=build_slag_deeplab, summary="DeepLabv3+ with ResNet-50"
+    ),
+    "deeplab_vgg16": Preset(
+        task="semantic", config=replace(DEEPLAB, backbone="vgg16_bn"), build=build_slag_deeplab, summary="DeepLabv3+ with VGG16"
+    ),
+    "slag_deeplab_debug": Preset(
+        task="semantic",
+        config=SlagDeepLabConfig(backbone="mobilenetv2_035", aspp_channels=16, dilations=(1, 2), shortcut_channels=8, decoder_channels=16),
+        build=build_slag_deeplab,
+        summary="The slag paper's network made tiny: trains on a CPU in seconds",
+    ),
+    "unet_r18": Preset(task="semantic", config=UNetConfig(), build=build_unet, summary="U-Net with ResNet-18"),
+    "unet_r50": Preset(task="semantic", config=UNetConfig(encoder="resnet50"), build=build_unet, summary="U-Net with ResNet-50"),
+    "unet_vgg16": Preset(
+        task="semantic",
+        config=UNetConfig(encoder="vgg16_bn", decoder_channels=(512, 256, 128, 64)),
+        build=build_unet,
+        summary="U-Net with VGG16, the decoder as wide as VGG's own stages",
+        paper=slag_paper.row(3, "U-Net", "VGG").figures(),
+    ),
+    "fcn_r50": Preset(
+        task="semantic",
+        config=FCNConfig(),
+        build=build_fcn,
+        summary="FCN-8s with ResNet-50",
+        paper=slag_paper.row(3, "FCN", "ResNet50").figures(),
+    ),
+    "fcn_vgg16": Preset(
+        task="semantic", config=FCNConfig(backbone="vgg16_bn", hidden_channels=512), build=build_fcn, summary="FCN-8s with VGG16"
     ),
 }
 

@@ -90,6 +90,9 @@ class SegmentationModel(nn.Module, ABC):
     def predict(self, images: Sequence[Tensor]) -> Sequence[Prediction]:
         """One prediction per image, at the size of the image, without gradient."""
 
+    def set_progress(self, fraction: float) -> None:
+        """Hears before every step of training, and at its end, how much of it is done: 0 to 1. Most models have no use for it."""
+
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Weights, and activations with them, channels-first or channels-last."""
         self.memory_format = memory_format

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stratum_models.arsm.config import ARSMConfig
 from stratum_models.arsm.model import ARSM, build_arsm
-from stratum_models.arsm.paper import COVID, DROSOPHILA, MODELS, PAPER_RESULTS
+from stratum_models.arsm.paper import COVID, DROSOPHILA, PAPER_RESULTS, result
 from stratum_models.errors import UserError
 from stratum_models.hrnet.build import build_hrnet
 from stratum_models.hrnet.config import HRNetConfig
@@ -43,7 +43,7 @@ def test_monte_carlo_approaches_the_expectation_in_one_pass_of_the_trunk() -> No
     assert (found["many"] - found["exact"]).abs().mean() < 0.1 * (found["few"] - found["exact"]).abs().mean()
 
 
-@pytest.mark.parametrize(("name", "width"), [("w18", 18), ("w32", 32)])
+@pytest.mark.parametrize(("name", "width"), [("W18", 18), ("W32", 32)])
 def test_sizes_and_costs_are_the_papers(name: str, width: int) -> None:
     counts = {}
     with torch.device("meta"), torch.no_grad():
@@ -53,17 +53,17 @@ def test_sizes_and_costs_are_the_papers(name: str, width: int) -> None:
             with FlopCounterMode(display=False) as counter:
                 model.dense(torch.empty(1, 3, 256, 256))
             counts[key] = counter.get_total_flops() / 2e9
-    paper = MODELS[f"arsm_{name}"]
+    paper = result(f"HRNet{name} +ARSM").figures()
     assert sum(p.numel() for p in selecting.parameters()) / 1e6 == pytest.approx(paper["params_m"], abs=0.005)
     assert counts["arsm"] == pytest.approx(paper["gmacs"], rel=0.015)
     assert counts["arsm"] <= 1.1 * counts["hrnet"]
 
 
 def test_paper_means_are_those_of_its_classes() -> None:
-    for result in PAPER_RESULTS:
-        for names, classes, mean in ((DROSOPHILA, result.drosophila, result.drosophila_miou), (COVID, result.covid, result.covid_miou)):
+    for row in PAPER_RESULTS:
+        for names, classes, mean in ((DROSOPHILA, row.drosophila, row.drosophila_miou), (COVID, row.covid, row.covid_miou)):
             assert len(names) == len(classes)
-            assert sum(value for value, _ in classes) / len(classes) == pytest.approx(mean[0], abs=0.05), result.method
+            assert sum(value for value, _ in classes) / len(classes) == pytest.approx(mean[0], abs=0.05), row.method
 
 
 class TestModel:

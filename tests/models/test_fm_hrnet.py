@@ -9,16 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stratum_models.catalog import CATALOG, FM_V1, FM_V4, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.fm_hrnet.aggregation import GROUPS, KERNELS
 from stratum_models.fm_hrnet.build import build_fm_hrnet, build_network
 from stratum_models.fm_hrnet.config import FMHRNetConfig
 from stratum_models.fm_hrnet.model import FMHRNet
-from stratum_models.fm_hrnet.paper import MODELS, row
-from stratum_models.fm_hrnet.presets import DEBUG, PRESETS, V1, V4
+from stratum_models.fm_hrnet.paper import row
 from stratum_models.interface import SemanticPrediction, SemanticTarget
 from stratum_models.optimize import prepare_for_inference
 
+
+def fm_config(name: str) -> FMHRNetConfig:
+    config = resolve_config(name)
+    assert isinstance(config, FMHRNetConfig)
+    return config
+
+
+DEBUG = fm_config("fm_hrnet_debug")
 HRNET_W48_MACS = 85e9  # at 512x512
 
 
@@ -54,26 +62,26 @@ def multiply_adds(network: FMHRNet) -> int:
     ],
 )
 def test_presets_against_the_papers_tables(name: str, tolerance: float | None, macs_tolerance: float) -> None:
-    figures = MODELS[name]
-    network = on_meta(PRESETS[name])
+    figures = CATALOG[name].paper
+    assert figures is not None
+    network = on_meta(fm_config(name))
     if tolerance is not None:
-        assert parameters(network) / 1e6 == pytest.approx(figures["parameters_m"], rel=tolerance)
-    assert multiply_adds(network) / 1e9 == pytest.approx(figures["gflops"] / 2, rel=macs_tolerance)
+        assert parameters(network) / 1e6 == pytest.approx(figures["params_m"], rel=tolerance)
+    assert multiply_adds(network) / 1e9 == pytest.approx(figures["gmacs"], rel=macs_tolerance)
 
 
 def test_v4_has_at_most_a_twenty_fifth_of_hrnets_multiply_adds() -> None:
-    assert multiply_adds(on_meta(V4)) <= HRNET_W48_MACS / 25
+    assert multiply_adds(on_meta(FM_V4)) <= HRNET_W48_MACS / 25
 
 
 def test_the_papers_figures_agree_between_its_tables() -> None:
     first, second = row("t1/FM-HRNet-V1"), row("t2/FM-HRNet-V1")
     assert (first.miou, first.pa, first.mpa, first.gflops) == (second.miou, second.pa, second.mpa, second.gflops)
-    assert MODELS.keys() == PRESETS.keys()
     assert row("t1/HRNet").gmacs == pytest.approx(HRNET_W48_MACS / 1e9, rel=0.03)
 
 
 def test_down_sampling_module_ends_at_an_eighth_with_64_channels() -> None:
-    network = on_meta(replace(V1, stem_strides=(2, 2, 2, 1)))
+    network = on_meta(replace(FM_V1, stem_strides=(2, 2, 2, 1)))
     detail, last = network.downsampling(torch.empty(1, 3, 256, 192, device="meta"))
     assert detail.shape == last.shape == (1, 64, 32, 24)
     assert [x.shape[1:] for x in network.trunk(last)] == [(64, 32, 24), (128, 16, 12), (256, 8, 6), (256, 4, 3)]
@@ -105,7 +113,7 @@ BRANCHES = (64, 128, 256, 256, 64, 128, 256, 64, 128, 64)  # the branches of the
     ],
 )
 def test_each_part_alone_changes_itself_and_nothing_else(changes: dict[str, object], where: str, more: int | None, side: int) -> None:
-    plain, changed = on_meta(V1), on_meta(replace(V1, **changes))  # type: ignore[arg-type]
+    plain, changed = on_meta(FM_V1), on_meta(replace(FM_V1, **changes))  # type: ignore[arg-type]
     before, after = weights(plain).items(), weights(changed).items()
     touched = {name for name, _ in before ^ after}
     assert all(where in name for name in touched)
@@ -116,7 +124,7 @@ def test_each_part_alone_changes_itself_and_nothing_else(changes: dict[str, obje
 
 
 def test_last_branch_changes_what_touches_it() -> None:
-    plain, wide = weights(on_meta(V1)), weights(on_meta(replace(V1, last_channels=512)))
+    plain, wide = weights(on_meta(FM_V1)), weights(on_meta(replace(FM_V1, last_channels=512)))
     touched = {name for name, _ in plain.items() ^ wide.items()}
     assert {name.split(".")[0] for name in touched} == {"trunk", "head"}
     assert not [name for name in touched if name.startswith(("trunk.stages.0", "trunk.stages.1", "trunk.stages.2", "trunk.entries.0"))]
@@ -124,10 +132,10 @@ def test_last_branch_changes_what_touches_it() -> None:
 
 
 def test_aggregation_parts_add_up() -> None:
-    pyramid, both = on_meta(replace(V4, pyconv=False)), on_meta(V4)
+    pyramid, both = on_meta(replace(FM_V4, pyconv=False)), on_meta(FM_V4)
     assert parameters(both) - parameters(pyramid) == sum(16 * (64 // g) * k * k for k, g in zip(KERNELS, GROUPS, strict=True)) + 128
     assert not [name for name in weights(pyramid).keys() ^ weights(both).keys() if not name.startswith("head.parts")]
-    shapes = [on_meta(replace(V4, dilations=dilations)) for dilations in ((6, 12, 18), (1, 2, 3))]
+    shapes = [on_meta(replace(FM_V4, dilations=dilations)) for dilations in ((6, 12, 18), (1, 2, 3))]
     assert weights(shapes[0]) == weights(shapes[1])
 
 
@@ -214,7 +222,7 @@ def test_a_few_steps_lower_the_loss() -> None:
 )
 def test_bad_options_are_named(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        replace(V4, **changes)  # type: ignore[arg-type]
+        replace(FM_V4, **changes)  # type: ignore[arg-type]
 
 
 def test_pretrained_weights_are_refused() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from stratum_models.arsm.paper import MODELS
+from stratum_models.arsm.paper import result
 from stratum_models.errors import UserError
 from stratum_models.hrnet.build import build_hrnet
 from stratum_models.hrnet.config import HRNetConfig
@@ -148,18 +148,18 @@ def test_attention_over_regions() -> None:
 
 @pytest.mark.parametrize(
     ("name", "width", "head", "tolerance"),
-    [("hrnet_w18", 18, "usual", 0.03), ("hrnet_w32", 32, "usual", 0.03), ("hrnet_w18_ocr", 18, "ocr", 0.001)],
+    [("HRNetW18", 18, "usual", 0.03), ("HRNetW32", 32, "usual", 0.03), ("HRNetW18 +OCR", 18, "ocr", 0.001)],
 )
 def test_parameters_are_the_papers(name: str, width: int, head: str, tolerance: float) -> None:
     with torch.device("meta"):
         model = build_hrnet(HRNetConfig(width=width, head=head), 5)  # type: ignore[arg-type]
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(MODELS[name]["params_m"], rel=tolerance)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(result(name).params_m, rel=tolerance)
 
 
 def test_multiply_adds_with_ocr_are_the_papers() -> None:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         build_hrnet(HRNetConfig(head="ocr", stem_strides=(1, 1)), 5).eval().dense(torch.empty(1, 3, 256, 256))
-    assert counter.get_total_flops() / 2e9 == pytest.approx(MODELS["hrnet_w18_ocr"]["gmacs"], rel=0.01)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(result("HRNetW18 +OCR").gmacs, rel=0.01)
 
 
 @pytest.mark.parametrize("config", [TINY, OCR], ids=["usual", "ocr"])

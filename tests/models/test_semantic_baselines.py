@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from stratum_models.baselines import fcn, unet
 from stratum_models.baselines.fcn import FCN8s, FCNConfig, PooledTrunk, build_fcn
 from stratum_models.baselines.unet import UNetConfig, build_unet
+from stratum_models.catalog import CATALOG, build_model
 from stratum_models.errors import UserError
 from stratum_models.interface import SemanticPrediction, SemanticTarget
-from stratum_models.slag_deeplab.paper import MODELS
 
 
 def parameters(module: nn.Module) -> int:
@@ -68,15 +68,15 @@ def test_vgg_is_tapped_behind_its_poolings() -> None:
 @pytest.mark.parametrize(("name", "expected"), [("fcn_r50", 23_508_032 + 3 * (512 + 1024 + 2048) + 9), ("fcn_vgg16", 27_835_209)])
 def test_fcn_sizes(name: str, expected: int) -> None:
     with torch.device("meta"):
-        assert parameters(build_fcn(fcn.PRESETS[name], 3)) == expected
+        assert parameters(build_model(name, num_classes=3)) == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), [("unet_r18", 14_328_499), ("unet_r50", 32_521_395), ("unet_vgg16", 24_866_307)])
 def test_unet_sizes(name: str, expected: int) -> None:
     with torch.device("meta"):
-        assert parameters(build_unet(unet.PRESETS[name], 3)) == expected
-    if name in MODELS:
-        assert expected == pytest.approx(MODELS[name]["params_m"] * 1e6, rel=0.002)
+        assert parameters(build_model(name, num_classes=3)) == expected
+    if paper := CATALOG[name].paper:
+        assert expected == pytest.approx(paper["params_m"] * 1e6, rel=0.002)
 
 
 @pytest.mark.parametrize("config", [FCNConfig(backbone="resnet18", hidden_channels=8), UNetConfig(decoder_channels=(16, 16, 8, 8, 8))])

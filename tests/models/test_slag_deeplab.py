@@ -8,19 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stratum_models.catalog import CATALOG, build_model, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX, SemanticPrediction, SemanticTarget
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.semantic.model import SemanticModel
 from stratum_models.slag_deeplab.aspp import AtrousPyramid, ImagePooling
 from stratum_models.slag_deeplab.build import build_slag_deeplab
-from stratum_models.slag_deeplab.config import PRESETS, SlagDeepLabConfig
+from stratum_models.slag_deeplab.config import SlagDeepLabConfig
 from stratum_models.slag_deeplab.ema import EfficientMultiScaleAttention
 from stratum_models.slag_deeplab.layers import conv_block
-from stratum_models.slag_deeplab.paper import MODELS, PAPER_ROWS
+from stratum_models.slag_deeplab.paper import PAPER_ROWS
 from stratum_models.slag_deeplab.trunk import Trunk, load_classifier
 
-DEBUG = PRESETS["slag_deeplab_debug"]
+DEBUG = resolve_config("slag_deeplab_debug")
+assert isinstance(DEBUG, SlagDeepLabConfig)
 
 
 def parameters(module: nn.Module) -> int:
@@ -177,10 +179,12 @@ def test_pyramid_joins_its_branches() -> None:
 )
 def test_sizes(name: str, expected: int) -> None:
     with torch.device("meta"):
-        model = build_slag_deeplab(PRESETS[name], num_classes=3)
+        model = build_model(name, num_classes=3)
     assert parameters(model) == expected
     if name != "slag_deeplab":  # whose size in the table is that of the network with standard convolutions
-        assert parameters(model) == pytest.approx(MODELS[name]["params_m"] * 1e6, rel=0.001)
+        paper = CATALOG[name].paper
+        assert paper is not None
+        assert parameters(model) == pytest.approx(paper["params_m"] * 1e6, rel=0.001)
 
 
 def test_trunk_gives_the_deepest_map_of_each_stride() -> None:

@@ -4,7 +4,8 @@ import re
 import pytest
 
 from stratum.report.tables import INDEXES, ablation_table, index_table, markdown_table, text_table
-from stratum_models.losnet.paper import MODELS, table_rows
+from stratum_models.catalog import CATALOG
+from stratum_models.losnet.paper import table_rows
 
 ROWS = [
     {
@@ -87,7 +88,7 @@ def test_the_papers_own_tables_fit() -> None:
 
 def test_the_eleven_indexes_stand_in_two_columns_per_model() -> None:
     metrics = {figure.metric: 0.5 for figure in INDEXES}
-    table = index_table([{"name": name, "metrics": metrics, "paper": MODELS[name]} for name in ("losnet_mv3", "condinst_r50")])
+    table = index_table([{"name": name, "metrics": metrics, "paper": CATALOG[name].paper} for name in ("losnet", "condinst_r50")])
     lines = {cells(line)[0]: cells(line)[1:] for line in table.splitlines()[3:]}
     assert len(lines) == 11
     assert lines["mask AP50"] == ["50.0", "46.7", "50.0", "48.7"]

@@ -99,15 +99,6 @@ PAPER_RESULTS: tuple[PaperResult, ...] = (
 )
 
 
-def _of(method: str) -> dict[str, float]:
-    return next(result for result in PAPER_RESULTS if result.method == method).figures()
-
-
-# The figures of the networks that can be built: HRNet's are this paper's too.
-MODELS: dict[str, dict[str, float]] = {
-    "hrnet_w18": _of("HRNetW18"),
-    "hrnet_w18_ocr": _of("HRNetW18 +OCR"),
-    "hrnet_w32": _of("HRNetW32"),
-    "arsm_w18": _of("HRNetW18 +ARSM"),
-    "arsm_w32": _of("HRNetW32 +ARSM"),
-}
+def result(method: str) -> PaperResult:
+    """A method's rows; KeyError if there are none."""
+    return {r.method: r for r in PAPER_RESULTS}[method]

@@ -44,12 +44,6 @@ class FCNConfig(SemanticConfig):
             raise UserError(f"option dropout={self.dropout}: must be 0 or more and below 1")
 
 
-PRESETS: dict[str, FCNConfig] = {
-    "fcn_r50": FCNConfig(),
-    "fcn_vgg16": FCNConfig(backbone="vgg16_bn", hidden_channels=512),
-}
-
-
 class PooledTrunk(nn.Module):
     """VGG's features at strides 8, 16 and 32: what its third, fourth and fifth pooling give (``pool3`` to ``pool5``)."""
 

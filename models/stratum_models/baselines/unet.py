@@ -35,13 +35,6 @@ class UNetConfig(SemanticConfig):
             raise UserError(f"option decoder_channels={self.decoder_channels}: {self.encoder} needs {depth} numbers of 1 or more")
 
 
-PRESETS: dict[str, UNetConfig] = {
-    "unet_r18": UNetConfig(),
-    "unet_r50": UNetConfig(encoder="resnet50"),
-    "unet_vgg16": UNetConfig(encoder="vgg16_bn", decoder_channels=(512, 256, 128, 64)),  # the channels of VGG's own stages
-}
-
-
 def build_unet(config: UNetConfig, num_classes: int, backbone_weights: str | None = None) -> SemanticModel:
     """A U-Net with random weights, its encoder's apart where ``backbone_weights`` is ``"imagenet"`` or a local file.
 

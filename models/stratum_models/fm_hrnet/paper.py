@@ -19,7 +19,7 @@ class PaperRow:
     mpa: float
     gflops: float
     fps: float | None = None
-    parameters_m: float | None = None
+    params_m: float | None = None
 
     @property
     def key(self) -> str:
@@ -32,16 +32,16 @@ class PaperRow:
         return self.gflops / 2
 
     def figures(self) -> dict[str, float]:
-        """The figures that the table has, by name."""
-        return {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+        """The figures that the table has, by name, and the multiply-adds that its GFLOPs amount to."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, float)} | {"gmacs": self.gmacs}
 
 
 def _compared(model: str, miou: float, pa: float, mpa: float, fps: float, gflops: float) -> PaperRow:
     return PaperRow(table=1, model=model, miou=miou, pa=pa, mpa=mpa, fps=fps, gflops=gflops)
 
 
-def _version(model: str, miou: float, pa: float, mpa: float, parameters_m: float, gflops: float) -> PaperRow:
-    return PaperRow(table=2, model=model, miou=miou, pa=pa, mpa=mpa, parameters_m=parameters_m, gflops=gflops)
+def _version(model: str, miou: float, pa: float, mpa: float, params_m: float, gflops: float) -> PaperRow:
+    return PaperRow(table=2, model=model, miou=miou, pa=pa, mpa=mpa, params_m=params_m, gflops=gflops)
 
 
 PAPER_ROWS: tuple[PaperRow, ...] = (
@@ -67,11 +67,9 @@ def row(key: str) -> PaperRow:
     return {one.key: one for one in PAPER_ROWS}[key]
 
 
-# The figures of the presets; V1 is in both tables.
-MODELS: dict[str, dict[str, float]] = {
-    "fm_hrnet_v0": row("t1/FM-HRNet-V0").figures(),
-    "fm_hrnet_v1": row("t1/FM-HRNet-V1").figures() | row("t2/FM-HRNet-V1").figures(),
-    "fm_hrnet_v2": row("t2/FM-HRNet-V2").figures(),
-    "fm_hrnet_v3": row("t2/FM-HRNet-V3").figures(),
-    "fm_hrnet_v4": row("t2/FM-HRNet-V4").figures(),
-}
+def figures(model: str) -> dict[str, float]:
+    """What either table says of a model; KeyError if neither has it."""
+    rows = [one for one in PAPER_ROWS if one.model == model]
+    if not rows:
+        raise KeyError(model)
+    return {name: value for one in rows for name, value in one.figures().items()}

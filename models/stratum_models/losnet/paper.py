@@ -167,21 +167,16 @@ PAPER_RESULTS: tuple[PaperResult, ...] = (
 )
 
 
-def _of(method: str, backbone: str) -> dict[str, float]:
-    return next(r for r in PAPER_RESULTS if (r.method, r.backbone) == (method, backbone)).figures()
+def result(method: str, backbone: str) -> PaperResult:
+    """A method's row of Tables 7 and 8; KeyError if there is none."""
+    return {(r.method, r.backbone): r for r in PAPER_RESULTS}[method, backbone]
 
 
-# The figures of the networks that the catalog has presets for.
-MODELS: dict[str, dict[str, float]] = {
-    "losnet_mv3": _of("LosNet", "M-V3"),
-    "losnet_r50": _of("LosNet", "R-50"),
-    "losnet_r101": _of("LosNet", "R-101"),
-    "condinst_mv3": next(row for row in PAPER_ROWS if row.key == "t1/MobileNetV3-Small").figures(),  # where the ablations start
-    "condinst_r50": _of("CondInst", "R-50"),
-    "mask_rcnn_r50": _of("Mask R-CNN", "R-50"),
-}
+def row(key: str) -> PaperRow:
+    """The row of a key, such as ``t2/96-no``; KeyError if there is none."""
+    return {r.key: r for r in PAPER_ROWS}[key]
 
 
 def table_rows(tables: tuple[int, ...]) -> tuple[PaperRow, ...]:
     """The rows of Tables 1 to 6 with these numbers, in the paper's order."""
-    return tuple(row for row in PAPER_ROWS if row.table in tables)
+    return tuple(r for r in PAPER_ROWS if r.table in tables)

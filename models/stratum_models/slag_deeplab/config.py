@@ -1,6 +1,6 @@
-"""What can be chosen in the slag network, and the networks that the paper compares."""
+"""What can be chosen in the slag network."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stratum_models.errors import UserError
 from stratum_models.semantic.config import SemanticConfig
@@ -38,18 +38,3 @@ class SlagDeepLabConfig(SemanticConfig):
                 raise UserError(f"option {name}={getattr(self, name)}: must be 1 or more")
         if not self.dilations or min(self.dilations) < 1:
             raise UserError(f"option dilations={self.dilations}: give one or more numbers of 1 or more, such as 6,12,18")
-
-
-_DEEPLAB = SlagDeepLabConfig(separable_aspp=False, ema_groups=0)
-
-PRESETS: dict[str, SlagDeepLabConfig] = {
-    "slag_deeplab": SlagDeepLabConfig(),  # what the text describes
-    "deeplab_mv2_ema": replace(_DEEPLAB, ema_groups=8),  # Table 2: what the size of the paper's own network fits
-    "deeplab_mv2": _DEEPLAB,
-    "deeplab_xception": replace(_DEEPLAB, backbone="xception65"),
-    "deeplab_r50": replace(_DEEPLAB, backbone="resnet50"),
-    "deeplab_vgg16": replace(_DEEPLAB, backbone="vgg16_bn"),
-    "slag_deeplab_debug": SlagDeepLabConfig(  # trains on a CPU in seconds
-        backbone="mobilenetv2_035", aspp_channels=16, dilations=(1, 2), shortcut_channels=8, decoder_channels=16
-    ),
-}

@@ -51,17 +51,6 @@ IMAGE_SIZE = (512, 512)
 CLASSES = ("background", "tube", "slag")
 
 
-def _of(table: int, model: str, backbone: str | None, attention: str | None = None) -> dict[str, float]:
-    wanted = (table, model, backbone, attention)
-    return next(r for r in PAPER_ROWS if (r.table, r.model, r.backbone, r.attention) == wanted).figures()
-
-
-# The figures of the networks that there are presets for.
-MODELS: dict[str, dict[str, float]] = {
-    "slag_deeplab": _of(2, "DeepLabv3+", "MobileNetV2", "EMA"),
-    "deeplab_mv2_ema": _of(2, "DeepLabv3+", "MobileNetV2", "EMA"),
-    "deeplab_mv2": _of(2, "DeepLabv3+", "MobileNetV2"),
-    "deeplab_xception": _of(2, "DeepLabv3+", "Xception"),
-    "fcn_r50": _of(3, "FCN", "ResNet50"),
-    "unet_vgg16": _of(3, "U-Net", "VGG"),
-}
+def row(table: int, model: str, backbone: str | None, attention: str | None = None) -> PaperRow:
+    """One row; KeyError if there is none."""
+    return {(r.table, r.model, r.backbone, r.attention): r for r in PAPER_ROWS}[table, model, backbone, attention]

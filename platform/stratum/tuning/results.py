@@ -10,7 +10,7 @@ from stratum.tuning.finalists import front
 from stratum.tuning.space import BASELINE_ROWS, Grid
 from stratum.tuning.sweep import TrialRow
 from stratum_models.catalog import preset
-from stratum_models.losnet.paper import MODELS, PAPER_ROWS, PaperRow
+from stratum_models.losnet.paper import PAPER_ROWS, PaperRow
 
 _TITLES = {
     1: "Table 1: backbones",
@@ -92,4 +92,4 @@ def _finite(value: float | None) -> float:
 
 def _preset_figures(row: TrialRow) -> Mapping[str, float] | None:
     """The paper's figures where the trial is a preset as it stands."""
-    return MODELS.get(preset(row.preset).paper or "") if row.name == row.preset else None
+    return preset(row.preset).paper if row.name == row.preset else None
