@@ -62,7 +62,7 @@ def main(args: Args) -> int:
     data = check(spec, say)
     report_problems(data, say)
     if args.class_weights in RULES and not args.resume:
-        spec = with_class_weights(spec, data, args.class_weights)
+        spec = with_class_weights(spec, data, args.class_weights, say)
     if not args.resume:
         check_name(spec)  # before the tracking store is asked, which would make a new sqlite file
     check_reachable(tracking_uri())

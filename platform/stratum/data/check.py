@@ -150,7 +150,8 @@ def _bars(histogram: Sequence[tuple[str, int]]) -> list[str]:
     if not histogram:
         return ["    none"]
     width, top = max(len(name) for name, _ in histogram), max(max(count for _, count in histogram), 1)
-    return [f"    {name:<{width}} {count:>7} {'#' * math.ceil(BAR * count / top)}" for name, count in histogram]
+    digits = max(7, len(str(top)))
+    return [f"    {name:<{width}} {count:>{digits}} {'#' * math.ceil(BAR * count / top)}" for name, count in histogram]
 
 
 def _problem_lines(report: Report) -> list[str]:

@@ -73,7 +73,7 @@ class MaskAssessment:
             legend = class_legend(self.classes, unknown=any(triple.unknown for triple in self.pictures))
             drawn = [picture for triple in self.pictures for picture in triple.pictures]
             captions = [caption for triple in self.pictures for caption in triple.captions]
-            contact_sheet(drawn, folder / "overlays.png", columns=3, captions=captions, cell=THUMBNAIL, legend=legend)
+            contact_sheet(drawn, folder / "overlays.png", columns=6, captions=captions, cell=THUMBNAIL, legend=legend)
         if self.gates:
             self.gates.draw(folder)
 

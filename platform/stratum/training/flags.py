@@ -9,6 +9,7 @@ from stratum.data.flags import DataArgs
 from stratum.data.frequencies import RULES, class_weights
 from stratum.data.source import Dataset
 from stratum.data.transforms import AugmentSpec, prediction_size, resolve_augmentation
+from stratum.training.progress import Say
 from stratum.training.run import fetch_init, resolved
 from stratum.training.spec import ModelSpec, Optimizer, Precision, RunSpec, Schedule, TrainSpec
 from stratum_models.catalog import resolve_config
@@ -191,7 +192,8 @@ def overrides(model: str, args: TrainArgs) -> dict[str, object]:
     return scale | options
 
 
-def with_class_weights(spec: RunSpec, data: Dataset, rule: str) -> RunSpec:
+def with_class_weights(spec: RunSpec, data: Dataset, rule: str, say: Say) -> RunSpec:
     """The run with the weights that a rule gives on its training images: as numbers, so that the package has them too."""
     weights = class_weights(data.train.records, len(data.classes), rule)
+    say("class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in zip(data.classes, weights, strict=True)))
     return replace(spec, model=replace(spec.model, overrides={**spec.model.overrides, "class_weights": weights}))

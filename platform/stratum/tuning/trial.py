@@ -28,6 +28,7 @@ from stratum.training.distributed import run_distributed
 from stratum.training.engine import TrainResult
 from stratum.training.evaluation import collect, evaluator_for
 from stratum.training.flags import with_class_weights
+from stratum.training.progress import say_nothing
 from stratum.training.run import RUN_FILE, build_loaders, claim, claimed, load, parameters, run_folder, write_package
 from stratum.training.spec import RunSpec
 from stratum.tuning.space import Judgement, Variant
@@ -116,7 +117,7 @@ def evaluated_again(spec: RunSpec, trained: TrainResult) -> TrainResult:
 
 def weighted(spec: RunSpec, rule: str) -> RunSpec:
     """The run with the weights that a rule gives to the classes of its training images; without a rule, as it is."""
-    return with_class_weights(spec, load(spec), rule) if rule else spec
+    return with_class_weights(spec, load(spec), rule, say_nothing) if rule else spec
 
 
 def trial_tags(sweep: SweepSpec, variant: Variant, name: str, rows: Sequence[str]) -> dict[str, str]:
