@@ -24,9 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.timeout(900)  # a head, a tracking server and a sweep on two cores
 # One epoch of each trial: as little as a sweep can be, all the way to the report.
-SWEEP = ["jobs/tune_losnet.py", "--experiment", "submitted", "--classes", "roca+glomero=ore"]
-SWEEP += ["--epochs", "1", "--size", "64", "--batch", "32", "--augment", "none", "--evaluate-every", "1"]
+SWEEP = ["--experiment", "submitted", "--epochs", "1", "--size", "64", "--augment", "none", "--evaluate-every", "1"]
 SWEEP += ["--cost-size", "64x64", "--timing-rounds", "0", "--register", "none"]
+ORE = ["jobs/tune_losnet.py", "--batch", "32", "--classes", "roca+glomero=ore"]
+CELLS = ["jobs/tune_arsm.py", "--batch", "4", "--class-weights", "median"]
 
 
 @dataclass(frozen=True)
@@ -164,14 +165,14 @@ def runs_of(uri: str, experiment: str) -> list[Any]:
     return list(client.search_runs([found.experiment_id]))
 
 
-def check_runs(uri: str, experiment: str, *, trials: int) -> None:
+def check_runs(uri: str, experiment: str, *, trials: int, metric: str = "val/mask_ap50") -> None:
     """One parent and its trials, all finished, with the metric that they are compared by."""
     runs = runs_of(uri, experiment)
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert (len(runs), len(children)) == (trials + 1, trials)
     assert len({run.data.tags["mlflow.parentRunId"] for run in children}) == 1
-    assert all("val/mask_ap50" in run.data.metrics for run in children)
+    assert all(metric in run.data.metrics for run in children)
 
 
 def test_a_request_without_the_token_is_refused(head: Head) -> None:
@@ -182,13 +183,18 @@ def test_a_request_without_the_token_is_refused(head: Head) -> None:
     assert submit(Head(head.address, {**head.env, "RAY_AUTH_TOKEN": "wrong" * 8}), ["-c", "pass"], {}).returncode != 0
 
 
-def test_a_sweep_on_local_files(head: Head, shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("job", "model", "data", "metric"),
+    [(ORE, "losnet_debug", "ore_belt", "val/mask_ap50"), (CELLS, "hrnet_arsm_debug", "sstem", "val/iou_synapse")],
+    ids=["losnet", "arsm"],
+)
+def test_a_sweep_on_local_files(job: list[str], model: str, data: str, metric: str, head: Head, shared: Path, tmp_path: Path) -> None:
     tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sweep = [*SWEEP, "--models", "losnet_debug", "--data", str(shared / "data" / "ore_belt"), "--storage", str(tmp_path / "runs")]
+    sweep = [*job, *SWEEP, "--models", model, "--data", str(shared / "data" / data), "--storage", str(tmp_path / "runs")]
     sweep += ["--name", "local"]
     done = submit(head, sweep, {"MLFLOW_TRACKING_URI": tracking})
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    check_runs(tracking, "submitted", trials=1)
+    check_runs(tracking, "submitted", trials=1, metric=metric)
     assert (tmp_path / "runs" / "local" / "report" / "pareto.png").stat().st_size > 0
     assert "winner: " in done.stdout
 
@@ -199,7 +205,7 @@ def test_a_sweep_on_s3_with_a_tracking_server(head: Head, shared: Path, s3: Any,
     data, runs = f"s3://{s3.bucket()}/ore", f"s3://{s3.bucket()}/runs"
     storage.upload_tree(shared / "data" / "ore_belt", data)
     with tracking_server(tmp_path) as tracking:
-        sweep = [*SWEEP, "--models", "losnet_debug", "--data", data, "--storage", runs, "--name", "remote"]
+        sweep = [*ORE, *SWEEP, "--models", "losnet_debug", "--data", data, "--storage", runs, "--name", "remote"]
         done = submit(head, sweep, {**s3.env, "MLFLOW_TRACKING_URI": tracking})
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
         check_runs(tracking, "submitted", trials=1)

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from stratum.cli import run_job
+from stratum.tuning.job import sweep_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = "synthetic://ore?images=8&size=64&seed=0&rocks=6&d50=16"
@@ -156,7 +157,7 @@ def test_results_of_a_submitted_job_do_not_go_into_its_folder(name: str, monkeyp
     def place(**flags: str) -> str:
         if name == "train":
             return str(job.run_spec(job.Args(**flags)).storage)
-        return str(job.sweep_spec(job.Args(**flags)).base.storage)
+        return str(sweep_spec("losnet", job.Args(**flags)).base.storage)
 
     monkeypatch.chdir(tmp_path)
     assert place() == str(tmp_path / "outputs")
@@ -167,9 +168,9 @@ def test_results_of_a_submitted_job_do_not_go_into_its_folder(name: str, monkeyp
 
 def test_the_papers_augmentation_is_judged_at_the_papers_size() -> None:
     job = load_job("tune_losnet")
-    paper = job.sweep_spec(job.Args(augment="paper")).extra
+    paper = sweep_spec("losnet", job.Args(augment="paper")).extra
     assert (paper["input_short"], paper["input_long"]) == (480, 640)
-    assert job.sweep_spec(job.Args(size=320)).extra == {"input_short": 320}
+    assert sweep_spec("losnet", job.Args(size=320)).extra == {"input_short": 320}
 
 
 def load_job(name: str) -> Any:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stratum.tuning.pareto import OBJECTIVES, Objective, Tradeoff, pareto_front
+from stratum.pareto import Objective, pareto_front
+from stratum.tuning.studies import STUDIES, Tradeoff
 from stratum_models.errors import UserError
 
 THREE = (Objective(metric="a", direction="max"), Objective(metric="b", direction="min"), Objective(metric="c", direction="min"))
@@ -31,23 +32,24 @@ def test_front_does_not_depend_on_the_order(candidates: list[dict[str, float]], 
     assert sorted(shuffled[i] for i in again) == pareto_front(candidates, THREE)
 
 
-def test_missing_and_nan_values_never_lead() -> None:
-    good = {"val/mask_ap50": 0.5, "cost/macs": 1e9, "cost/size_mb": 9.0}
-    blind = {**good, "val/mask_ap50": math.nan}
-    assert pareto_front([blind, good, {}], OBJECTIVES) == [1]
+@pytest.mark.parametrize("name", STUDIES)
+def test_missing_and_nan_values_never_lead(name: str) -> None:
+    study = STUDIES[name]
+    good = {study.accuracy.metric: 0.5, "cost/macs": 1e9, "cost/size_mb": 9.0}
+    blind = {**good, study.accuracy.metric: math.nan}
+    assert pareto_front([blind, good, {}], study.objectives) == [1]
+    assert study.utility(blind) == -math.inf
 
 
 def test_utility_prices_doublings() -> None:
     trade = Tradeoff(macs_price=0.02, size_price=0.01, reference_macs=1e9, reference_size_mb=10)
-    small, large = (
-        {"val/mask_ap50": 0.5, "cost/macs": 1e9, "cost/size_mb": 10.0},
-        {"val/mask_ap50": 0.5, "cost/macs": 4e9, "cost/size_mb": 20.0},
-    )
-    assert trade.utility(small) == pytest.approx(0.5)
-    assert trade.utility(large) == pytest.approx(0.5 - 2 * 0.02 - 0.01)
-    assert trade.utility({"cost/macs": 1e9}) == -math.inf
+    small, large = {"cost/macs": 1e9, "cost/size_mb": 10.0}, {"cost/macs": 4e9, "cost/size_mb": 20.0}
+    assert trade.utility(0.5, small) == pytest.approx(0.5)
+    assert trade.utility(0.5, large) == pytest.approx(0.5 - 2 * 0.02 - 0.01)
+    assert trade.utility(0.5, {}) == pytest.approx(0.5)
+    assert trade.utility(math.nan, small) == -math.inf
 
 
 def test_negative_prices_are_refused() -> None:
     with pytest.raises(UserError, match="prices"):
-        Tradeoff(macs_price=-1)
+        Tradeoff(macs_price=-1, size_price=0, reference_macs=1, reference_size_mb=1)

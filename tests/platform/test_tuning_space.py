@@ -2,24 +2,17 @@ from collections import Counter
 
 import pytest
 
-from stratum.tuning.space import (
-    BACKBONES,
-    BASELINE,
-    BASELINE_ROWS,
-    CHOICES,
-    TABLES,
-    ablation_grid,
-    own_variant,
-    parse_tables,
-    sampled_variant,
-)
+from stratum.tuning.space import ablation_grid, own_variant, parse_tables, sampled_variant
+from stratum.tuning.studies.losnet import BACKBONES, BASELINE, BASELINE_ROWS, LOSNET
 from stratum_models.catalog import CATALOG, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.losnet.paper import PAPER_RESULTS, PAPER_ROWS, table_rows
 
+TABLES = ("1", "2", "3", "4", "5", "6")
+
 
 def test_every_row_of_the_paper_has_exactly_one_variant() -> None:
-    grid = ablation_grid()
+    grid = ablation_grid(LOSNET, TABLES)
     counted = Counter(key for variant in grid.variants for key in variant.rows)
     assert set(counted.values()) == {1}
     assert set(counted) | set(grid.left_out) == {row.key for row in PAPER_ROWS}
@@ -27,23 +20,23 @@ def test_every_row_of_the_paper_has_exactly_one_variant() -> None:
 
 
 def test_rows_of_the_same_network_share_a_run() -> None:
-    grid = ablation_grid()
+    grid = ablation_grid(LOSNET, TABLES)
     resolved = [resolve_config(v.preset, v.overrides) for v in grid.variants]
     assert len(set(map(str, resolved))) == len(grid.variants) == 24
     assert grid.get("baseline").rows == BASELINE_ROWS
     assert len({v.name for v in grid.variants}) == 24
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", range(1, 7))
 def test_a_table_alone_has_its_rows(table: int) -> None:
-    grid = ablation_grid((table,))
+    grid = ablation_grid(LOSNET, (str(table),))
     keys = {key for v in grid.variants for key in v.rows} | set(grid.left_out)
     assert keys == {row.key for row in table_rows((table,))}
 
 
 def test_a_table_varies_what_the_paper_varied() -> None:
     def varied(table: int) -> set[str]:
-        networks = [resolve_config(v.preset, v.overrides) for v in ablation_grid((table,)).variants]
+        networks = [resolve_config(v.preset, v.overrides) for v in ablation_grid(LOSNET, (str(table),)).variants]
         return {name for name in BASELINE if len({getattr(n, name) for n in networks}) > 1}
 
     assert varied(1) == {"backbone"}
@@ -55,13 +48,13 @@ def test_a_table_varies_what_the_paper_varied() -> None:
 
 
 def test_the_baseline_is_the_preset_and_the_light_fpn_is_losnet() -> None:
-    grid = ablation_grid()
+    grid = ablation_grid(LOSNET, TABLES)
     assert resolve_config("condinst_mv3", BASELINE) == resolve_config("condinst_mv3", {})
     assert resolve_config("losnet", grid.get("t6-light-FPN").overrides) == resolve_config("losnet", {})
 
 
 def test_extra_overrides_go_everywhere_but_do_not_undo_a_row() -> None:
-    grid = ablation_grid((2,), {"mask_channels": 16, "fpn_channels": 8})
+    grid = ablation_grid(LOSNET, ("2",), {"mask_channels": 16, "fpn_channels": 8})
     assert {v.overrides["mask_channels"] for v in grid.variants} == {16}
     assert {v.overrides["fpn_channels"] for v in grid.variants} == {64, 96, 128, 256}
 
@@ -70,23 +63,21 @@ def test_backbones_of_table_1() -> None:
     assert list(BACKBONES) == [row.label for row in table_rows((1,))]
 
 
-@pytest.mark.parametrize(("text", "tables"), [("all", TABLES), ("2,4", (2, 4)), (" 4, 2,2", (2, 4))])
-def test_tables_are_parsed(text: str, tables: tuple[int, ...]) -> None:
-    assert parse_tables(text) == tables
+@pytest.mark.parametrize(("text", "tables"), [("all", TABLES), ("paper", TABLES), ("2,4", ("2", "4")), (" 4, 2,2", ("2", "4"))])
+def test_tables_are_parsed(text: str, tables: tuple[str, ...]) -> None:
+    assert parse_tables(LOSNET, text) == tables
 
 
 @pytest.mark.parametrize("text", ["", "7", "two", "2;4"])
 def test_unknown_tables_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--tables"):
-        parse_tables(text)
+        parse_tables(LOSNET, text)
 
 
-def test_every_choice_of_the_search_can_be_configured() -> None:
-    longest = max(map(len, CHOICES.values()))
-    for index in range(longest):
-        config = {name: values[index % len(values)] for name, values in CHOICES.items()}
-        variant = sampled_variant({**config, "learning_rate_factor": 1.0}, "x")
-        assert variant.overrides == config
+def test_a_sample_of_the_search_is_a_network() -> None:
+    config = {name: values[0] for name, values in LOSNET.choices.items()}
+    variant = sampled_variant(LOSNET, {**config, "learning_rate_factor": 1.0}, "x", "losnet", {"mask_convs": "1"})
+    assert variant.overrides == {**config, "mask_convs": 1}
 
 
 def test_the_papers_tables_are_whole() -> None:

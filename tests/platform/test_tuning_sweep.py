@@ -1,3 +1,4 @@
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -5,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
@@ -14,12 +16,13 @@ from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
 from stratum.tuning import trial
 from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measure, winner, with_costs
 from stratum.tuning.outcome import time_finalists
-from stratum.tuning.results import comparison, plot_front, problems, report_rows
+from stratum.tuning.results import comparison, plot_effects, plot_front, problems, report_rows
 from stratum.tuning.space import ablation_grid
 from stratum.tuning.spec import SweepSpec, load_sweep, save_sweep
+from stratum.tuning.studies import STUDIES
 from stratum.tuning.sweep import FINISHED, FinishedOnly, TrialRow, concurrency, last_line, run_sweep
 from stratum_models.errors import UserError
-from stratum_models.package import load_manifest
+from stratum_models.package import load_manifest, load_package
 
 
 def sweep_spec(folder: Path, **changes: Any) -> SweepSpec:
@@ -80,6 +83,30 @@ def test_a_search_whose_trials_are_evaluated_now_and_then(ray_local: None, mlflo
         rows, _ = run_sweep(sweep, parent.run_id, parent.uri)
     assert [(row.state, row.error) for row in rows] == [("finished", "")] * 2
     assert all({"val/mask_ap50", "sweep/utility", "train/step_ms"} <= set(row.metrics) for row in rows)
+
+
+@pytest.mark.timeout(900)
+def test_a_semantic_network_is_trained_once_and_judged_as_each_row_asks(ray_local: None, mlflow_sqlite: str, tmp_path: Path) -> None:
+    tiny = {"width": 4, "stem_strides": (2, 2), "modules": (1, 1, 1), "blocks": 1}
+    sweep = sweep_spec(tmp_path, study="arsm", tables=("samples",), models=(), extra=tiny, class_weights="inverse", cost_size=(64, 64))
+    data = DataSpec(uri="synthetic://cells?images=8&size=64&seed=0")
+    sweep = replace(sweep, base=replace(sweep.base, data=data, train=replace(sweep.base.train, epochs=1)))
+    with open_run("sweeps", "tiny") as parent:
+        rows, _ = run_sweep(sweep, parent.run_id, parent.uri)
+    assert [(row.state, row.error) for row in rows] == [("finished", "")] * 4
+    assert [row.rows for row in rows] == [("samples/expected",), ("samples/1",), ("samples/10",), ("samples/100",)]
+    assert len({row.metrics["val/miou"] for row in rows}) > 1
+    assert all({"sweep/utility", "cost/macs", "val/iou_synapse"} <= set(row.metrics) for row in rows)
+    weights = [load_package(Path(str(row.package))).model.state_dict() for row in rows]
+    assert all(torch.equal(value, other[name]) for other in weights[1:] for name, value in weights[0].items())
+    assert [load_manifest(Path(str(row.package))).overrides.get("samples") for row in rows] == [None, 1, 10, 100]
+    assert all(len(load_manifest(Path(str(row.package))).overrides["class_weights"]) == 4 for row in rows)  # type: ignore[arg-type]
+    client = MlflowClient(mlflow_sqlite)
+    runs = [client.get_run(str(row.run_id)) for row in rows]
+    assert {(run.info.status, run.data.tags["stratum.class_weights"]) for run in runs} == {("FINISHED", "inverse")}
+    assert [run.data.params["model.overrides.samples"] for run in runs] == ["100", "1", "10", "100"]
+    assert {run.data.params["model.overrides.temperature"] for run in runs} == {"0.1"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.run_id}
 
 
 def test_a_trial_waits_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +181,7 @@ def test_concurrency_follows_the_cluster(
 
 
 def test_a_sweep_is_stored_and_read_back(tmp_path: Path) -> None:
-    sweep = sweep_spec(tmp_path, models=("losnet:head_convs=1",), tables=(2, 4), extra={"mask_channels": 16})
+    sweep = sweep_spec(tmp_path, models=("losnet:head_convs=1",), tables=("2", "4"), extra={"mask_channels": 16})
     save_sweep(sweep, None)
     save_sweep(sweep, "run-1")
     assert load_sweep(sweep.folder) == (sweep, "run-1")
@@ -162,6 +189,17 @@ def test_a_sweep_is_stored_and_read_back(tmp_path: Path) -> None:
         save_sweep(sweep, None)
     with pytest.raises(UserError, match="no sweep to resume"):
         load_sweep(str(tmp_path / "other"))
+
+
+def test_a_sweep_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    sweep = sweep_spec(tmp_path, tables=("2", "4"), models=())
+    save_sweep(sweep, "run-1")
+    path = tmp_path / "tiny" / "sweep.json"
+    values = json.loads(path.read_text())
+    del values["spec"]["study"], values["spec"]["class_weights"]
+    values["spec"] |= {"tables": [2, 4], "tradeoff": {"macs_price": 0.02, "size_price": 0.01}}
+    path.write_text(json.dumps(values))
+    assert load_sweep(sweep.folder) == (sweep, "run-1")
 
 
 def test_a_searched_trial_becomes_a_run(tmp_path: Path) -> None:
@@ -189,24 +227,43 @@ def test_finalists_and_winner(tmp_path: Path) -> None:
 
 
 def test_table_and_plot_show_every_row_of_the_paper(tmp_path: Path) -> None:
-    grid = ablation_grid((1, 4))
+    study = STUDIES["losnet"]
+    grid = ablation_grid(study, ("1", "4"))
     rows = [finished(v.name, 0.4 + 0.01 * i, (1 + i) * 1e9, v.rows) for i, v in enumerate(grid.variants)]
     rows[2] = replace(rows[2], state="failed", metrics={}, error="boom")
-    lines = report_rows(rows, grid)
+    lines = report_rows(rows, study, grid)
     assert len(lines) == 15
-    text = comparison(rows, grid)
+    text = comparison(rows, study, grid)
     assert "PeleeNet (not run)" in text
     assert "(failed)" in text
     assert "Table 4" in text
     assert "47.0" in text  # the paper's mask AP50 with two convolutions
     assert max(map(len, text.splitlines())) <= 120
-    assert comparison(rows, grid, markdown=True).count("\n") > 15
+    assert comparison(rows, study, grid, markdown=True).count("\n") > 15
     said = problems(rows, grid)
     assert any("boom" in line for line in said)
     assert any("t1/PeleeNet" in line for line in said)
-    path = plot_front(rows, tmp_path / "new" / "front.png", "title")
+    path = plot_front(rows, study, tmp_path / "new" / "front.png", "title")
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert plot_front([], tmp_path / "empty.png", "nothing").exists()
+    assert plot_front([], study, tmp_path / "empty.png", "nothing").exists()
+
+
+def test_the_effect_of_what_is_varied_is_drawn(tmp_path: Path) -> None:
+    study = STUDIES["arsm"]
+    grid = ablation_grid(study, ("1", "temperature", "samples"))
+    found = {"val/miou": 0.6, "cost/macs": 1e9, "cost/size_mb": 9.0}
+    runs = [one for v in grid.variants for one in (v, *v.judgements)]
+    rows = [finished(one.name, 0, 1e9, one.rows, metrics={**found, "val/miou": 0.6 + i / 100}) for i, one in enumerate(runs)]
+    lines = report_rows(rows, study, grid)
+    assert [line["name"] for line in lines if line["group"] == study.tables["samples"]] == ["expected", "1", "10", "100"]
+    path = plot_effects(rows, study, tmp_path / "effects.svg", "title")
+    assert path is not None
+    text = path.read_text()
+    for word in (study.tables["temperature"], study.tables["samples"], "0.05", "expected", "mIoU, %"):
+        assert f"<!-- {word} -->" in text
+    assert "<!-- HRNetW18 -->" not in text  # the paper's tables are no effects
+    assert plot_effects(rows[:1], study, tmp_path / "none.png", "title") is None
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_the_reason_is_the_last_line() -> None:
@@ -215,7 +272,18 @@ def test_the_reason_is_the_last_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"name": "a/b"}, {"register_as": "a/b"}, {"trials": 0}, {"models": ()}, {"max_concurrent": -1}, {"space": "random"}]
+    "changes",
+    [
+        {"name": "a/b"},
+        {"register_as": "a/b"},
+        {"trials": 0},
+        {"models": ()},
+        {"study": "lostnet"},
+        {"tables": ("9",)},
+        {"class_weights": "x"},
+        {"max_concurrent": -1},
+        {"space": "random"},
+    ],
 )
 def test_sweeps_that_make_no_sense(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError):

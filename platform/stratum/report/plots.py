@@ -18,9 +18,9 @@ from matplotlib.ticker import MaxNLocator
 
 from stratum.measurements import SizeDistribution, compare, fit_rosin_rammler, log_edges
 from stratum.metrics.instance import OperatingPoint, PrecisionRecall
+from stratum.pareto import Objective, pareto_front
 from stratum.report.annotate import PointLabel, place_labels
 from stratum.report.style import GRID, INK, MUTED, colour, empty, log_axis, new_figure, save
-from stratum.tuning.pareto import Objective, pareto_front
 
 _LARGEST_BUBBLE, _SMALLEST_BUBBLE = 900.0, 40.0  # points squared
 

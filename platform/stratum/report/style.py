@@ -18,12 +18,21 @@ def colour(index: int) -> str:
 
 
 def new_figure(
-    width: float, height: float, *, rows: int = 1, columns: int = 1, title: str = "", heights: Sequence[float] | None = None
+    width: float,
+    height: float,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    title: str = "",
+    heights: Sequence[float] | None = None,
+    share_x: bool = True,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of inches with its own canvas, and its styled axes row by row; rows share their x axis."""
+    """A figure of inches with its own canvas, and its styled axes row by row; rows share their x axis unless ``share_x`` is off."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = [axes for row in figure.subplots(rows, columns, squeeze=False, sharex=rows > 1, height_ratios=heights) for axes in row]
+    axes = [
+        axes for row in figure.subplots(rows, columns, squeeze=False, sharex=share_x and rows > 1, height_ratios=heights) for axes in row
+    ]
     for each in axes:
         _style(each)
     if title:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from stratum import storage
 from stratum.training.progress import Say
 from stratum.training.run import check, report_problems
-from stratum.tuning.space import BACKBONES, CHOICES, Grid
+from stratum.tuning.space import Grid
 from stratum.tuning.spec import SWEEP_FILE, SweepSpec
-from stratum_models.catalog import resolve_config
+from stratum_models.catalog import build_model, resolve_config
+from stratum_models.catalog import preset as preset_of
 from stratum_models.errors import UserError
-from stratum_models.losnet.backbone import build_backbone
 
 
 def check_sweep(sweep: SweepSpec, say: Say) -> None:
@@ -21,11 +21,13 @@ def check_sweep(sweep: SweepSpec, say: Say) -> None:
     """
     grid = sweep.grid()
     check_options(sweep, grid)
-    networks = [(v.preset, v.overrides) for v in grid.variants] if grid else [(sweep.base.model.preset, sweep.extra)]
-    check_backbones(networks)
-    preset, overrides = networks[0]
+    check_tasks(sweep, grid)
+    preset, overrides = networks(sweep, grid)[0]
     data = check(replace(sweep.base, model=replace(sweep.base.model, preset=preset, overrides=overrides)))
     report_problems(data, say)
+    for variant in grid.variants if grid else ():
+        if not variant.rows:  # those of the tables are known to be there
+            build_model(variant.preset, num_classes=len(data.classes), overrides=variant.overrides)
 
 
 def check_free(sweep: SweepSpec) -> None:
@@ -36,20 +38,29 @@ def check_free(sweep: SweepSpec) -> None:
 
 def check_options(sweep: SweepSpec, grid: Grid | None) -> None:
     """Raises UserError where an option for all trials would be ignored: the sweep varies it, or no network has it."""
-    varied = set(CHOICES) if grid is None else {key for v in grid.variants if v.rows for key in v.fixed}
+    varied = set(sweep.plan.choices) if grid is None else {key for v in grid.variants for key in v.fixed}
     clash = sorted(varied & set(sweep.extra))
     if clash:
+        preset = sweep.plan.preset
         raise UserError(
-            f"--set {clash[0]}: the sweep varies this option itself: leave it out, or compare with --models losnet:{clash[0]}=..."
+            f"--set {clash[0]}: the sweep varies this option itself: leave it out, or compare with --models {preset}:{clash[0]}=..."
         )
-    presets = [v.preset for v in grid.variants] if grid else [sweep.base.model.preset]
+    presets = [preset for preset, _ in networks(sweep, grid)]
     for key, value in sweep.extra.items():
         if not any(key in vars(resolve_config(preset)) for preset in presets):
             resolve_config(presets[0], {key: value})
 
 
-def check_backbones(networks: list[tuple[str, Mapping[str, object]]]) -> None:
-    """Raises UserError for a backbone that cannot be built; those that the spaces name are known to be."""
-    names = {str(getattr(resolve_config(preset, overrides), "backbone", "")) for preset, overrides in networks}
-    for name in sorted(names - {"", *map(str, BACKBONES.values()), *map(str, CHOICES["backbone"])}):
-        build_backbone(name)
+def check_tasks(sweep: SweepSpec, grid: Grid | None) -> None:
+    """Raises UserError for a network of another task than the study's: it could not be judged beside the others."""
+    task = preset_of(sweep.plan.preset).task
+    for preset, _ in networks(sweep, grid):
+        if preset_of(preset).task != task:
+            raise UserError(f"model {preset} is for {preset_of(preset).task} segmentation: a sweep of {sweep.study} compares {task} models")
+    if sweep.class_weights and task != "semantic":
+        raise UserError("--class-weights: models for instances have none: leave the flag out")
+
+
+def networks(sweep: SweepSpec, grid: Grid | None) -> list[tuple[str, Mapping[str, object]]]:
+    """Preset and overrides of every network of a grid; of a search, those that it starts from."""
+    return [(v.preset, v.overrides) for v in grid.variants] if grid else [(sweep.base.model.preset, sweep.extra)]

@@ -12,9 +12,10 @@ import torch
 from stratum import cost
 from stratum.data.source import load_data
 from stratum.memory import MemoryRequest, peak_memory
+from stratum.pareto import pareto_front
 from stratum.training.appraise import store_costs, timed_images, timed_model
-from stratum.tuning.pareto import OBJECTIVES, pareto_front
 from stratum.tuning.spec import SweepSpec
+from stratum.tuning.studies import Study
 from stratum.tuning.sweep import TrialRow
 from stratum_models.errors import UserError
 from stratum_models.optimize import prepare_for_inference
@@ -33,27 +34,27 @@ class Finalist:
     overrides: Mapping[str, object]
 
 
-def front(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """The finished trials that no other beats in AP50, multiply-adds and size together."""
+def front(rows: Sequence[TrialRow], study: Study) -> list[TrialRow]:
+    """The finished trials that no other beats in accuracy, multiply-adds and size together."""
     finished = [row for row in rows if row.state == "finished"]
-    return [finished[index] for index in pareto_front([row.metrics for row in finished], OBJECTIVES)]
+    return [finished[index] for index in pareto_front([row.metrics for row in finished], study.objectives)]
 
 
 def choose_finalists(rows: Sequence[TrialRow], sweep: SweepSpec) -> list[TrialRow]:
     """What is timed: of a grid every finished trial, of a search the Pareto front; where there are too many, the best by utility."""
     finished = [row for row in rows if row.state == "finished" and row.package]
-    ranked = sorted(finished, key=lambda row: -sweep.tradeoff.utility(row.metrics))
+    ranked = sorted(finished, key=lambda row: -sweep.plan.utility(row.metrics))
     if sweep.space != "search":
         best = {row.name for row in ranked[: sweep.finalists or None]}
         return [row for row in finished if row.name in best]  # in the grid's order: ratios are to its first
-    names = {row.name for row in front(rows)}
+    names = {row.name for row in front(rows, sweep.plan)}
     return [row for row in ranked if row.name in names][: sweep.finalists or SEARCH_FINALISTS]
 
 
 def winner(rows: Sequence[TrialRow], sweep: SweepSpec) -> TrialRow | None:
     """The finished trial with the highest utility; None where none finished."""
     finished = [row for row in rows if row.state == "finished" and row.package]
-    return max(finished, key=lambda row: sweep.tradeoff.utility(row.metrics), default=None)
+    return max(finished, key=lambda row: sweep.plan.utility(row.metrics), default=None)
 
 
 def measure(rows: Sequence[TrialRow], sweep: SweepSpec) -> dict[str, dict[str, float]]:

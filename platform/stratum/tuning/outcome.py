@@ -10,7 +10,7 @@ from stratum import storage
 from stratum.registry.packages import SHA_TAG
 from stratum.tracking import Run, RunLogger, client_for, ui_command
 from stratum.tuning.finalists import choose_finalists, keep_costs, measure, winner, with_costs
-from stratum.tuning.results import comparison, plot_front, problems
+from stratum.tuning.results import comparison, plot_effects, plot_front, problems
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.sweep import TrialRow, last_line
 from stratum_models.package import load_manifest
@@ -46,16 +46,18 @@ def time_finalists(rows: list[TrialRow], sweep: SweepSpec, tracking: str, say: S
 
 def show(rows: Sequence[TrialRow], sweep: SweepSpec, parent: Run, *, partial: bool) -> None:
     """Print, store and log what came out."""
-    grid = sweep.grid()
-    table = comparison(rows, grid)
-    print(f"\n{'partial results' if partial else 'results'} of {sweep.name} (AP in percent; * is on the Pareto front)\n\n{table}")
+    grid, study = sweep.grid(), sweep.plan
+    table = comparison(rows, study, grid)
+    what = "partial results" if partial else "results"
+    print(f"\n{what} of {sweep.name} ({study.accuracy.title} in percent; * is on the Pareto front)\n\n{table}")
     for line in problems(rows, grid):
         print(f"not in the comparison: {line}")
     with tempfile.TemporaryDirectory(prefix="stratum-report-") as folder:
         out = Path(folder) / "report"
-        plot_front(rows, out / "pareto.png", sweep.name)
+        plot_front(rows, study, out / "pareto.png", sweep.name)
+        plot_effects(rows, study, out / "effects.png", sweep.name)
         (out / "table.txt").write_text(table, encoding="utf-8")
-        (out / "table.md").write_text(comparison(rows, grid, markdown=True), encoding="utf-8")
+        (out / "table.md").write_text(comparison(rows, study, grid, markdown=True), encoding="utf-8")
         (out / "trials.json").write_text(json.dumps([asdict(row) for row in rows], indent=2, default=str), encoding="utf-8")
         storage.upload_tree(out, storage.join(sweep.folder, "report"))
         parent.log_artifact(out)
@@ -73,7 +75,8 @@ def keep_winner(best: TrialRow, sweep: SweepSpec, parent: Run, *, register: bool
     name = sweep.register_as if register else ""
     package = storage.fetch_tree(best.package or "")
     parent.log_package(package, name or None)
-    print(f"winner: {best.name} (highest AP50 less its price in multiply-adds and size); package: {best.package}")
+    title = sweep.plan.accuracy.title
+    print(f"winner: {best.name} (highest {title} less its price in multiply-adds and size); package: {best.package}")
     if name:
         found = registered(parent, name, load_manifest(package).weights_sha256)
         later = f"to be registered as models:/{name} once the tracking store has taken it"

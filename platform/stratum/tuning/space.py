@@ -1,76 +1,52 @@
-"""What a sweep varies: the paper's ablation grid, and the joint space of the search.
+"""What a sweep varies: the rows of a study's tables, or what is drawn from the joint space of its search.
 
-A grid's variant is a preset with overrides. Rows of different tables that describe the same network share one variant, and one run.
+A grid's variant is a preset with overrides. Rows of different tables that describe the same network in the same training share one variant,
+and one run; where they are only judged differently, the variant's weights are judged once more for each.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stratum.tuning.studies import Study, StudyRow
+from stratum_models.catalog import preset as preset_of
 from stratum_models.catalog import resolve_config
 from stratum_models.errors import UserError
-from stratum_models.losnet.paper import PaperRow, table_rows
 
-TABLES = (1, 2, 3, 4, 5, 6)
-
-# Section 4.3: the ablations vary one thing at a time in this network, which is CondInst on MobileNetV3-Small.
-BASELINE_PRESET = "condinst_mv3"
-BASELINE: Mapping[str, object] = {
-    "backbone": "mobilenetv3_small_100",
-    "fpn_channels": 256,
-    "fpn_convs": True,
-    "extra_levels": True,
-    "head_convs": 4,
-    "norm": "gn",
-}
-
-BASELINE_ROWS = ("t1/MobileNetV3-Small", "t2/256-yes", "t3/P6P7-yes", "t4/4", "t5/GN")  # the network all tables share
-
-# Table 1 by the names of timm (torchvision's for ShuffleNetV2). VoVNetV2 is the 39-layer one: its checkpoint is as large as ResNet50's.
-BACKBONES: Mapping[str, str | None] = {
-    "DLA34": "dla34",
-    "EfficientNet-B0": "efficientnet_b0",
-    "MnasNet-0.5": "mnasnet_050",
-    "MobileNetV2": "mobilenetv2_100",
-    "MobileNetV3-Small": "mobilenetv3_small_100",
-    "ResNet50": "resnet50",
-    "ResNet101": "resnet101",
-    "VoVNetV2": "ese_vovnet39b",
-    "PeleeNet": None,  # neither timm nor torchvision has it
-    "RegNet-200M": "regnetx_002",
-    "ShuffleNetV2": "shufflenet_v2_x1_0",
-}
-
-# What the search draws from. Backbones: those of Table 1 that are no larger than what a small computer beside a belt can run.
-CHOICES: Mapping[str, tuple[object, ...]] = {
-    "backbone": ("mobilenetv3_small_100", "mobilenetv3_small_050", "mobilenetv2_100", "mnasnet_050", "regnetx_002", "efficientnet_b0"),
-    "fpn_channels": (64, 96, 128, 256),
-    "fpn_convs": (False, True),
-    "extra_levels": (False, True),
-    "head_convs": (1, 2, 3, 4),
-    "norm": ("bn", "gn"),
-    "mask_channels": (32, 64, 96, 128),
-}
 LEARNING_RATE_FACTOR = (0.25, 4.0)  # of the run's own learning rate, drawn on a logarithmic scale
+RATE, WEIGHTS = "learning_rate_factor", "class_weights_rule"  # what a search draws beside options of the network
+Options = Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Another evaluation of a variant's weights, with the network's options as ``overrides``, for ``rows`` of the tables."""
+
+    name: str
+    overrides: Options
+    rows: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One network of a grid. ``rows`` are the keys of the paper's rows that it stands for, such as ``t2/96-no``.
+    """One network of a grid, and how it is trained. ``rows`` are the keys of the rows that it stands for, such as ``t2/96-no``.
 
-    ``fixed`` names the overrides that these rows ask for.
+    ``fixed`` names the overrides that these rows ask for. ``class_weights`` is a rule of ``stratum.data.frequencies``; empty: none.
     """
 
     name: str
     preset: str
-    overrides: Mapping[str, object]
+    overrides: Options
     rows: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    class_weights: str = ""
+    judgements: tuple[Judgement, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The variants of a sweep, and the rows of the paper that cannot be run, with the reason."""
+    """The variants of a sweep, and the rows of the tables that cannot be run, with the reason."""
 
     variants: tuple[Variant, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -79,39 +55,40 @@ class Grid:
         """The variant of this name."""
         return next(v for v in self.variants if v.name == name)
 
+    def names(self) -> list[str]:
+        """The names of all variants, and of the further judgements of their weights."""
+        return [name for v in self.variants for name in (v.name, *(judgement.name for judgement in v.judgements))]
 
-def parse_tables(text: str) -> tuple[int, ...]:
-    """``"2,4"`` as ``(2, 4)``; ``"all"`` is every table. Raises UserError for numbers that are no table of the ablation."""
-    if text == "all":
-        return TABLES
+
+def parse_tables(study: Study, text: str) -> tuple[str, ...]:
+    """``"2,4"`` as ``("2", "4")``; ``"all"`` is every table, ``"paper"`` those with numbers. Raises UserError for tables there are not."""
+    if text in ("all", "paper"):
+        return tuple(study.tables) if text == "all" else study.paper_tables
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in parts if part not in map(str, TABLES)]
-    if unknown or not parts:
-        raise UserError(f"--tables {text!r}: the paper's ablation has the tables {', '.join(map(str, TABLES))}; write them like 2,4 or all")
-    return tuple(sorted({int(part) for part in parts}))
+    if not parts or set(parts) - set(study.tables):
+        raise UserError(
+            f"--tables {text!r}: there are {', '.join(study.tables)}; write them like {','.join(list(study.tables)[:2])} or all"
+        )
+    return tuple(table for table in study.tables if table in parts)
 
 
-def ablation_grid(tables: tuple[int, ...] = TABLES, extra: Mapping[str, object] | None = None) -> Grid:
-    """The paper's Tables 1 to 6 as variants, in the order of the tables; ``extra`` overrides go into every variant."""
-    found: dict[tuple[str, tuple[tuple[str, object], ...]], list[str]] = {}
-    left_out: dict[str, str] = {}
-    fixed: dict[str, tuple[str, ...]] = {}
-    for row in table_rows(tables):
-        network = _network(row)
-        if network is None:
-            left_out[row.key] = "neither timm nor torchvision has this backbone"
-            continue
-        preset, overrides = network
-        fixed[row.key] = tuple(overrides)
-        found.setdefault((preset, tuple(sorted({**(extra or {}), **overrides}.items()))), []).append(row.key)
-    variants = [
-        Variant(name=_slug(rows), preset=preset, overrides=dict(values), rows=tuple(rows), fixed=fixed[rows[0]])
-        for (preset, values), rows in found.items()
-    ]
-    return Grid(variants=tuple(variants), left_out=left_out)
+def ablation_grid(study: Study, tables: Sequence[str], extra: Options | None = None, class_weights: str = "") -> Grid:
+    """The rows of some tables as variants, in the order of the tables.
+
+    Every variant takes what it has of the ``extra`` options, and ``class_weights`` where its row does not say which.
+    """
+    rows = [row for table in tables for row in study.rows if row.table == table]
+    groups: dict[str, list[StudyRow]] = {}
+    for row in rows:
+        if row.preset:
+            groups.setdefault(_identity(_variant(study, row, extra or {}, class_weights)), []).append(row)
+    return Grid(
+        variants=tuple(_merged(study, members, extra or {}, class_weights) for members in groups.values()),
+        left_out={row.key: row.left_out for row in rows if row.left_out},
+    )
 
 
-def own_variant(entry: str, extra: Mapping[str, object] | None = None) -> Variant:
+def own_variant(entry: str, extra: Options | None = None, class_weights: str = "") -> Variant:
     """A preset, or one with options of its own, as in ``losnet:head_convs=1+norm=gn``; of ``extra`` it takes what it has.
 
     Raises UserError for an unknown preset or option.
@@ -120,53 +97,95 @@ def own_variant(entry: str, extra: Mapping[str, object] | None = None) -> Varian
     pairs = [option for option in options.split("+") if option]
     if any("=" not in pair for pair in pairs):
         raise UserError(f"model {entry!r}: write options as losnet:head_convs=1+norm=gn")
-    known = vars(resolve_config(preset, {}))
     given = dict(pair.split("=", 1) for pair in pairs)
-    config = vars(resolve_config(preset, given))
-    overrides = {**{name: value for name, value in (extra or {}).items() if name in known}, **{name: config[name] for name in given}}
-    return Variant(name="-".join([preset, *pairs]), preset=preset, overrides=overrides)
+    overrides = typed(preset, {**known(preset, extra or {}), **given})
+    return Variant(name="-".join([preset, *pairs]), preset=preset, overrides=overrides, class_weights=class_weights)
 
 
-def _network(row: PaperRow) -> tuple[str, dict[str, object]] | None:
-    """Preset and overrides of a row; None where the network is not to be had."""
-    if row.table == 6:
-        # Table 4's two convolutions give the original FPN's 71 MB with P6 and P7 only, so that this FPN has them.
-        original = row.label == "original-FPN"
-        return "losnet", {"fpn_channels": 256 if original else 96, "fpn_convs": original, "extra_levels": original}
-    varied = _varied(row)
-    return None if None in varied.values() else (BASELINE_PRESET, {**BASELINE, **varied})
-
-
-def _varied(row: PaperRow) -> dict[str, object]:
-    """What a row of Tables 1 to 5 changes in the baseline."""
-    if row.table == 1:
-        return {"backbone": BACKBONES[row.label]}
-    if row.table == 2:
-        channels, convs = row.label.split("-")
-        return {"fpn_channels": int(channels), "fpn_convs": convs == "yes"}
-    if row.table == 3:
-        return {"extra_levels": row.label.endswith("yes")}
-    if row.table == 4:
-        return {"head_convs": int(row.label)}
-    return {"norm": row.label.lower()}
-
-
-def _slug(rows: list[str]) -> str:
-    """A name for files and runs: that of the first row; the baseline, which most tables share, by its own."""
-    return "baseline" if len(rows) > 1 or rows[0] in BASELINE_ROWS else rows[0].replace("/", "-").replace(" ", "-")
-
-
-def search_space() -> dict[str, Any]:
+def search_space(study: Study) -> dict[str, Any]:
     """The joint space as Ray Tune's domains: one choice for each option, and a factor of the learning rate."""
     from ray import tune
 
-    space: dict[str, Any] = {name: tune.choice(list(values)) for name, values in CHOICES.items()}
-    space["learning_rate_factor"] = tune.loguniform(*LEARNING_RATE_FACTOR)
+    space: dict[str, Any] = {name: tune.choice(list(values)) for name, values in study.choices.items()}
+    if study.class_weights:
+        space[WEIGHTS] = tune.choice(list(study.class_weights))
+    space[RATE] = tune.loguniform(*LEARNING_RATE_FACTOR)
     return space
 
 
-def sampled_variant(config: Mapping[str, Any], name: str, preset: str = "losnet") -> Variant:
+def sampled_variant(study: Study, config: Mapping[str, Any], name: str, preset: str, extra: Options, class_weights: str = "") -> Variant:
     """The network that a sample of :func:`search_space` describes. Raises UserError where the preset cannot be built like that."""
-    overrides = {key: value for key, value in config.items() if key in CHOICES}
-    resolve_config(preset, overrides)
-    return Variant(name=name, preset=preset, overrides=overrides)
+    drawn = {key: value for key, value in config.items() if key in study.choices}
+    overrides = typed(preset, {**known(preset, study.defaults), **extra, **drawn})
+    return Variant(name=name, preset=preset, overrides=overrides, class_weights=rule_of(config.get(WEIGHTS, class_weights)))
+
+
+def known(preset: str, options: Options) -> dict[str, object]:
+    """Those of the options that a preset has."""
+    names = vars(resolve_config(preset))
+    return {name: value for name, value in options.items() if name in names}
+
+
+def typed(preset: str, overrides: Options) -> dict[str, object]:
+    """The overrides with values of the options' own types. Raises UserError for one that the preset has not, or cannot take."""
+    config = vars(resolve_config(preset, overrides))
+    return {name: config[name] for name in overrides}
+
+
+def rule_of(class_weights: str) -> str:
+    """The rule of ``stratum.data.frequencies``; empty for "none"."""
+    return "" if class_weights == "none" else class_weights
+
+
+def _variant(study: Study, row: StudyRow, extra: Options, class_weights: str) -> Variant:
+    """A row's variant, by itself."""
+    overrides = typed(row.preset, {**known(row.preset, {**study.defaults, **extra}), **row.overrides})
+    return Variant(
+        name=_name(study, row),
+        preset=row.preset,
+        overrides=overrides,
+        fixed=(*row.overrides, *row.evaluation),
+        class_weights=rule_of(class_weights if row.class_weights is None else row.class_weights),
+    )
+
+
+def _merged(study: Study, rows: Sequence[StudyRow], extra: Options, class_weights: str) -> Variant:
+    """The variant of rows that share a training: its own evaluation for those that ask for no other, a judgement for each other one."""
+    variants = [_variant(study, row, extra, class_weights) for row in rows]
+    first = variants[0]
+    plain = _identity(first)
+    judged: dict[str, list[tuple[StudyRow, dict[str, object]]]] = {}
+    for row in rows:
+        overrides = typed(first.preset, {**first.overrides, **row.evaluation})
+        judged.setdefault(_identity(first, overrides), []).append((row, overrides))
+    judgements = tuple(
+        Judgement(name=_slug(members[0][0].key), overrides=members[0][1], rows=tuple(row.key for row, _ in members))
+        for identity, members in judged.items()
+        if identity != plain
+    )
+    return Variant(
+        name=first.name,
+        preset=first.preset,
+        overrides=first.overrides,
+        rows=tuple(row.key for row, _ in judged.get(plain, [])),
+        fixed=tuple(dict.fromkeys(name for variant in variants for name in variant.fixed)),
+        class_weights=first.class_weights,
+        judgements=judgements,
+    )
+
+
+def _identity(variant: Variant, overrides: Options | None = None) -> str:
+    """What tells networks and their training apart, whatever preset they start from."""
+    config = asdict(resolve_config(variant.preset, variant.overrides if overrides is None else overrides))
+    return repr((preset_of(variant.preset).build.__qualname__, sorted(config.items()), variant.class_weights))
+
+
+def _name(study: Study, row: StudyRow) -> str:
+    """A name for files and runs: the preset's where a row is the preset as it stands."""
+    asks = row.overrides or row.evaluation or row.class_weights is not None
+    alone = resolve_config(row.preset, known(row.preset, study.defaults)) == resolve_config(row.preset)
+    return row.name or (_slug(row.key) if asks or not alone else row.preset)
+
+
+def _slug(key: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", key)

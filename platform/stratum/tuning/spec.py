@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from stratum import storage
+from stratum.data.frequencies import RULES
 from stratum.training.spec import RunSpec, from_dict
-from stratum.tuning.pareto import Tradeoff
-from stratum.tuning.space import TABLES, Grid, Variant, ablation_grid, own_variant, sampled_variant
-from stratum_models.catalog import resolve_config
+from stratum.tuning.space import RATE, Grid, Options, Variant, ablation_grid, own_variant, sampled_variant
+from stratum.tuning.studies import Study, find_study
 from stratum_models.errors import UserError
 
 Space = Literal["ablation", "search"]
@@ -25,10 +25,12 @@ class SweepSpec:
 
     name: str
     base: RunSpec
+    study: str = "losnet"
     space: Space = "ablation"
-    tables: tuple[int, ...] = TABLES  # of "ablation"
+    tables: tuple[str, ...] = ()  # of "ablation"
     models: tuple[str, ...] = ()  # of "ablation", beside the tables: presets, or such as losnet:head_convs=1+norm=gn
-    extra: Mapping[str, object] = field(default_factory=dict)  # overrides of every variant
+    extra: Options = field(default_factory=dict)  # overrides of every variant
+    class_weights: str = ""  # a rule of ``stratum.data.frequencies`` for every variant that does not say which; empty: none
     trials: int = 16  # of "search"
     grace_epochs: int = 0  # epochs before ASHA may stop a trial of "search"; 0: a quarter of all
     max_concurrent: int = 0  # 0: as many as the cluster carries
@@ -36,11 +38,14 @@ class SweepSpec:
     finalists: int = 0  # trials that are timed; 0: all of a grid, at most 6 of a search
     timing_rounds: int = 15  # 0: nothing is timed
     register_as: str = "losnet"  # name of the winner in the registry; empty: it is not registered
-    tradeoff: Tradeoff = field(default_factory=Tradeoff)
 
     def __post_init__(self) -> None:
         if self.space not in get_args(Space):
             raise UserError(f"space {self.space!r} is unknown: use one of {', '.join(get_args(Space))}")
+        if unknown := set(self.tables) - set(self.plan.tables):
+            raise UserError(f"tables {', '.join(sorted(unknown))}: {self.study} has {', '.join(self.plan.tables)}")
+        if self.class_weights not in ("", "none", *RULES):
+            raise UserError(f"class weights {self.class_weights!r} are unknown: use one of none, {', '.join(RULES)}")
         if not self.name or "/" in self.name:
             raise UserError(f"sweep name {self.name!r}: give a plain name without slashes")
         if any(letter in self.register_as for letter in "/:'\""):
@@ -53,22 +58,25 @@ class SweepSpec:
             raise UserError("nothing to compare: choose --tables, or name presets with --models losnet,condinst_mv3")
 
     @property
+    def plan(self) -> Study:
+        """What may be swept over, and how it is judged."""
+        return find_study(self.study)
+
+    @property
     def folder(self) -> str:
         """The URI of the sweep's own folder."""
         return storage.join(self.base.storage, self.name)
 
     def grid(self) -> Grid | None:
-        """The variants that are run, checked against the catalog; None for a search, which draws its own."""
+        """The variants that are run; None for a search, which draws its own."""
         if self.space == "search":
             return None
-        tables = ablation_grid(self.tables, self.extra)
-        own = tuple(own_variant(entry, self.extra) for entry in self.models)
+        tables = ablation_grid(self.plan, self.tables, self.extra, self.class_weights)
+        own = tuple(own_variant(entry, self.extra, self.class_weights) for entry in self.models)
         grid = Grid(variants=tables.variants + own, left_out=tables.left_out)
-        name, count = Counter(variant.name for variant in grid.variants).most_common(1)[0]
+        name, count = Counter(grid.names()).most_common(1)[0]
         if count > 1:
             raise UserError(f"model {name!r} is named {count} times: name each once")
-        for variant in grid.variants:
-            resolve_config(variant.preset, variant.overrides)
         return grid
 
     def variant(self, config: Mapping[str, Any], trial_id: str) -> Variant:
@@ -76,12 +84,11 @@ class SweepSpec:
         grid = self.grid()
         if grid is not None:
             return grid.get(config["variant"])
-        sampled = sampled_variant(config, f"trial-{trial_id}", self.base.model.preset)
-        return replace(sampled, overrides={**self.extra, **sampled.overrides})
+        return sampled_variant(self.plan, config, f"trial-{trial_id}", self.base.model.preset, self.extra, self.class_weights)
 
     def run_spec(self, variant: Variant, config: Mapping[str, Any]) -> RunSpec:
-        """The training run of a trial."""
-        rate = self.base.train.learning_rate * float(config.get("learning_rate_factor", 1.0))
+        """The training run of a trial, but for the weights of the classes, which are counted in the data."""
+        rate = self.base.train.learning_rate * float(config.get(RATE, 1.0))
         return replace(
             self.base,
             name=variant.name,
@@ -108,11 +115,11 @@ def load_sweep(folder: str) -> tuple[SweepSpec, str | None]:
     if not storage.exists(uri):
         raise UserError(f"{folder}: no sweep to resume: its {SWEEP_FILE} is missing; check --storage and the name")
     values = storage.read_json(uri)
-    spec = values["spec"]
+    spec = {name: value for name, value in values["spec"].items() if name != "tradeoff"}  # of an earlier version; now the study's
     stored = {
         **spec,
         "base": from_dict(spec["base"]),
-        "tradeoff": Tradeoff(**spec["tradeoff"]),
-        **{name: tuple(spec[name]) for name in ("tables", "models", "cost_size")},
+        "tables": tuple(map(str, spec["tables"])),  # numbers in an earlier version
+        **{name: tuple(spec[name]) for name in ("models", "cost_size")},
     }
     return SweepSpec(**stored), values["run_id"]

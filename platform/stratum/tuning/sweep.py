@@ -1,9 +1,9 @@
 """A sweep on Ray Tune: it resumes, survives failed trials, and ends cleanly at Ctrl-C.
 
-The search and its scheduler see different things, and both are sound. ASHA stops trials by ``sweep/utility``, one number that weighs AP50
-against the costs, which are known before the first epoch; by AP50 alone it would stop every small network. Optuna models AP50,
-multiply-adds and size as three objectives, and is told the trials that ran to the end alone: the AP50 of a stopped trial is that of an
-early epoch and says little about the network. Stopped and failed trials are told as failed, which its sampler leaves out.
+The search and its scheduler see different things, and both are sound. ASHA stops trials by ``sweep/utility``, one number that weighs
+accuracy against the costs, which are known before the first epoch; by accuracy alone it would stop every small network. Optuna models
+accuracy, multiply-adds and size as three objectives, and is told the trials that ran to the end alone: the accuracy of a stopped trial is
+that of an early epoch and says little about the network. Stopped and failed trials are told as failed, which its sampler leaves out.
 """
 
 import logging
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import ray
@@ -25,10 +25,10 @@ from ray.tune.search.optuna import OptunaSearch
 from stratum import storage
 from stratum.tracking import client_for
 from stratum.training.progress import duration
-from stratum.tuning.pareto import OBJECTIVES
 from stratum.tuning.space import search_space
 from stratum.tuning.spec import SweepSpec
-from stratum.tuning.trial import FINISHED, PACKAGE, RUN_ID, TIME, UTILITY, earlier_run, run_trial
+from stratum.tuning.studies import Study
+from stratum.tuning.trial import FINISHED, JUDGED, PACKAGE, RUN_ID, TIME, UTILITY, earlier_run, run_trial
 
 NO_CPU = 2**20  # bytes of memory that a trial's function asks for: Tune wants it to ask for something, and CPUs are for its workers
 ENDED = ("TERMINATED", "ERROR")  # Tune's words
@@ -64,8 +64,9 @@ class FinishedOnly(OptunaSearch):
 class Watch(Callback):
     """Says how trials go, and ends the MLflow runs of those that could not do it themselves."""
 
-    def __init__(self, tracking: str, say: Say, total: int, epochs: int) -> None:
+    def __init__(self, tracking: str, say: Say, study: Study, total: int, epochs: int) -> None:
         self._tracking, self._say, self._total, self._epochs = tracking, say, total, epochs
+        self._title, self._metric = study.accuracy.title, study.accuracy.metric
         self._began: tuple[float, float] | None = None  # when this process began, and the trials' worth of work done by then
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -75,18 +76,14 @@ class Watch(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """An epoch was reported."""
-        if "val/mask_ap50" in result and not result.get(FINISHED):
-            self._say(
-                f"{trial}: epoch {int(result.get('epoch', 0))}, mask AP50 {result['val/mask_ap50']:.3f}; {self._progress(trials, trial)}"
-            )
+        if self._metric in result and not result.get(FINISHED):
+            self._say(f"{trial}: epoch {int(result.get('epoch', 0))}, {self._accuracy(result)}; {self._progress(trials, trial)}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or the scheduler stopped it: then its process had no time to say so."""
         last = trial.last_result or {}
         if last.get(FINISHED):
-            self._say(
-                f"{trial}: finished, mask AP50 {last.get('val/mask_ap50', float('nan')):.3f}; {self._progress(trials, trial, ended=True)}"
-            )
+            self._say(f"{trial}: finished, {self._accuracy(last)}; {self._progress(trials, trial, ended=True)}")
         else:
             progress = self._progress(trials, trial, ended=True)
             self._say(f"{trial}: stopped early at epoch {int(last.get('epoch', 0))}, others of its age are ahead; {progress}")
@@ -96,6 +93,9 @@ class Watch(Callback):
         """A trial failed; the sweep goes on."""
         self._say(f"{trial}: failed: {last_line(trial.get_error())}; {self._progress(trials, trial, ended=True)}")
         end_run(self._tracking, (trial.last_result or {}).get(RUN_ID), "FAILED", self._say)
+
+    def _accuracy(self, result: Mapping[str, Any]) -> str:
+        return f"{self._title} {result.get(self._metric, float('nan')):.3f}"
 
     def _progress(self, trials: list[Any], trial: Any, *, ended: bool = False) -> str:
         """How many trials are done, this one too where it ``ended``, and the time left, as far as epochs tell."""
@@ -125,14 +125,14 @@ def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool =
     def trial(config: dict[str, Any]) -> None:
         run_trial(config, sweep, parent_id, tracking)
 
-    # Utility and AP50 are known of evaluated epochs alone; Tune would end the sweep at the first epoch without them.
+    # Utility and accuracy are known of evaluated epochs alone; Tune would end the sweep at the first epoch without them.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables: what is worth saying, Watch says
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tuner = _tuner(tune.with_resources(trial, {"memory": NO_CPU}), sweep, tracking, resume, say)
     with _signals() as interrupt:
         grid = tuner.fit()
-    rows = [_row(result, trial, sweep, interrupt.is_set()) for result, trial in _results(grid)]
+    rows = [row for result, trial in _results(grid) for row in _rows(result, trial, sweep, interrupt.is_set())]
     for row in rows:
         if row.state == "interrupted":  # its process went down with its workers, and may have taken that for a failure
             end_run(tracking, row.run_id, "KILLED", say)
@@ -170,7 +170,7 @@ def last_line(error: object) -> str:
 def _tuner(trainable: Any, sweep: SweepSpec, tracking: str, resume: bool, say: Say) -> Tuner:
     filesystem, path = storage.ray_filesystem(sweep.folder)
     grid = sweep.grid()
-    watch = Watch(tracking, say, len(grid.variants) if grid else sweep.trials, sweep.base.train.epochs)
+    watch = Watch(tracking, say, sweep.plan, len(grid.variants) if grid else sweep.trials, sweep.base.train.epochs)
     if resume and Tuner.can_restore(f"{path}/tune", storage_filesystem=filesystem):
         tuner = Tuner.restore(
             f"{path}/tune", trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem
@@ -191,12 +191,13 @@ def _space(sweep: SweepSpec) -> tuple[dict[str, Any], TuneConfig]:
     if grid is not None:
         return {"variant": tune.grid_search([v.name for v in grid.variants])}, TuneConfig(**shared)
     epochs = sweep.base.train.epochs
-    searcher = FinishedOnly(metric=[o.metric for o in OBJECTIVES], mode=[o.direction for o in OBJECTIVES], seed=sweep.base.train.seed)
+    goals = sweep.plan.objectives
+    searcher = FinishedOnly(metric=[goal.metric for goal in goals], mode=[goal.direction for goal in goals], seed=sweep.base.train.seed)
     grace = min(sweep.grace_epochs or max(1, epochs // 4), max(epochs - 1, 1))
     scheduler = ASHAScheduler(
         time_attr=TIME, metric=UTILITY, mode="max", grace_period=grace, max_t=max(epochs, 2), reduction_factor=2, stop_last_trials=False
     )
-    return search_space(), TuneConfig(num_samples=sweep.trials, search_alg=searcher, scheduler=scheduler, **shared)
+    return search_space(sweep.plan), TuneConfig(num_samples=sweep.trials, search_alg=searcher, scheduler=scheduler, **shared)
 
 
 def _name(trial: Any) -> str:
@@ -208,24 +209,32 @@ def _results(grid: ResultGrid) -> list[tuple[Any, Any]]:
     return [(grid[index], trial) for index, trial in enumerate(grid._experiment_analysis.trials)]
 
 
-def _row(result: Any, trial: Any, sweep: SweepSpec, interrupted: bool) -> TrialRow:
+def _rows(result: Any, trial: Any, sweep: SweepSpec, interrupted: bool) -> list[TrialRow]:
+    """The row of a trial, and one for each other judgement of its weights; without its figures, such a row ends as the trial did."""
     variant = sweep.variant(trial.config, trial.trial_id)
+    spec = sweep.run_spec(variant, trial.config)
     metrics = result.metrics or {}
     state: State = "finished" if metrics.get(FINISHED) else "failed" if trial.status == "ERROR" else "stopped"
     if state == "stopped" and interrupted and not metrics.get("done"):
         state = "interrupted"
-    return TrialRow(
+    row = TrialRow(
         name=variant.name,
         state=state,
         preset=variant.preset,
         overrides=variant.overrides,
         rows=variant.rows,
         metrics={key: float(value) for key, value in metrics.items() if "/" in key and isinstance(value, int | float)},
-        run_id=metrics.get(RUN_ID) or earlier_run(sweep.run_spec(variant, trial.config)),
+        run_id=metrics.get(RUN_ID) or earlier_run(spec),
         package=metrics.get(PACKAGE),
         error=last_line(result.error) if result.error else "",
-        learning_rate=sweep.run_spec(variant, trial.config).train.learning_rate,
+        learning_rate=spec.train.learning_rate,
     )
+    found = metrics.get(JUDGED) or {}
+    nothing: dict[str, Any] = {"metrics": {}, "run_id": None, "package": None}
+    judged = [
+        replace(row, name=one.name, overrides=one.overrides, rows=one.rows, **found.get(one.name, nothing)) for one in variant.judgements
+    ]
+    return [row, *judged]
 
 
 @contextmanager

@@ -9,11 +9,13 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -21,18 +23,25 @@ from stratum import cost, storage
 from stratum.data.source import load_data
 from stratum.tracking import Run, open_run
 from stratum.training.appraise import draw_figures
+from stratum.training.context import LocalContext
 from stratum.training.distributed import run_distributed
 from stratum.training.engine import TrainResult
-from stratum.training.run import RUN_FILE, claim, claimed, parameters, run_folder
+from stratum.training.evaluation import collect, evaluator_for
+from stratum.training.flags import with_class_weights
+from stratum.training.progress import say_nothing
+from stratum.training.run import RUN_FILE, build_loaders, claim, claimed, load, parameters, run_folder, write_package
 from stratum.training.spec import RunSpec
-from stratum.tuning.space import Variant
+from stratum.tuning.space import Judgement, Variant
 from stratum.tuning.spec import SweepSpec
+from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
+from stratum_models.package import load_package
 
 logger = logging.getLogger(__name__)
 
 # What trials report to Tune beside the metrics of training.
 UTILITY, FINISHED, TIME, RUN_ID, PACKAGE = "sweep/utility", "sweep/finished", "sweep/time", "sweep/run_id", "sweep/package"
+JUDGED = "sweep/judged"
 PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0)  # seconds between tries to open a trial's run while the tracking store is away
 
 
@@ -52,8 +61,8 @@ class Report(TuneReportCallback):
         row = {**metrics[0], **self._fixed}
         if row.get("epoch", 1) < self._sweep.base.train.epochs:
             row[TIME] = int(row.get("epoch", 1))
-        if not math.isnan(row.get("val/mask_ap50", math.nan)):
-            row[UTILITY] = self._sweep.tradeoff.utility(row)
+        if math.isfinite(utility := self._sweep.plan.utility(row)):
+            row[UTILITY] = utility
         super().after_report(run_context, [row], checkpoint)
 
 
@@ -64,27 +73,57 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
     """
     os.environ["MLFLOW_TRACKING_URI"] = tracking  # the driver's: this process may stand on another machine
     variant = sweep.variant(config, str(ray.tune.get_context().get_trial_id()))
-    spec = sweep.run_spec(variant, config)
-    known = static_costs(variant, sweep)
-    tags = {"stratum.sweep": sweep.name, "stratum.variant": variant.name, "stratum.paper_rows": ",".join(variant.rows)}
-    with patient_run(spec, f"{sweep.name}/{variant.name}", tags, parent_id) as run:
+    spec = weighted(sweep.run_spec(variant, config), variant.class_weights)
+    known = static_costs(variant.preset, variant.overrides, sweep)
+    with patient_run(spec, f"{sweep.name}/{variant.name}", trial_tags(sweep, variant, variant.name, variant.rows), parent_id) as run:
         claim(spec, run.run_id)
         run.log_metrics(known)
         fixed = {**known, RUN_ID: run.run_id}
         result = run_distributed(spec, callbacks=[Report(fixed, sweep)], run_id=run.run_id)
         final = {**_beside_others(result, spec), **known}
-        run.log_metrics({**final, UTILITY: sweep.tradeoff.utility(final)}, step=result.epochs)
+        final[UTILITY] = sweep.plan.utility(final)
+        run.log_metrics(final, step=result.epochs)
         log_figures(run, result, spec)
-        ray.tune.report(
-            {
-                **final,
-                **fixed,
-                "epoch": result.epochs,
-                UTILITY: sweep.tradeoff.utility(final),
-                FINISHED: 1,
-                PACKAGE: result.package,
-            }
-        )
+    judged = {one.name: judge(one, variant, spec, result, sweep, parent_id) for one in variant.judgements}
+    ray.tune.report({**final, **fixed, "epoch": result.epochs, FINISHED: 1, PACKAGE: result.package, JUDGED: judged})
+
+
+def judge(judgement: Judgement, variant: Variant, spec: RunSpec, trained: TrainResult, sweep: SweepSpec, parent_id: str) -> dict[str, Any]:
+    """Evaluates a trial's weights once more, in an MLflow run and with a package of its own; metrics, run and package come back."""
+    spec = replace(spec, name=judgement.name, model=replace(spec.model, overrides={**spec.model.overrides, **judgement.overrides}))
+    tags = trial_tags(sweep, variant, judgement.name, judgement.rows)
+    with patient_run(spec, f"{sweep.name}/{judgement.name}", tags, parent_id) as run:
+        claim(spec, run.run_id)
+        # The trial's own place on the cluster has no CPUs; "DEFAULT" looks outside of it.
+        task = ray.remote(num_cpus=spec.cpus_per_worker, num_gpus=int(spec.use_gpu), scheduling_strategy="DEFAULT")(evaluated_again)
+        result: TrainResult = ray.get(task.remote(spec, trained))
+        metrics = {**_beside_others(result, spec), **static_costs(variant.preset, judgement.overrides, sweep)}
+        metrics[UTILITY] = sweep.plan.utility(metrics)
+        run.log_metrics(metrics, step=result.epochs)
+    return {"metrics": metrics, "run_id": run.run_id, "package": result.package}
+
+
+def evaluated_again(spec: RunSpec, trained: TrainResult) -> TrainResult:
+    """The trained package's weights in the network that ``spec`` describes: evaluated, and stored as the package of that run."""
+    context = LocalContext(run_folder(spec), "cuda" if spec.use_gpu else "cpu")
+    data = load(spec)
+    weights = load_package(storage.fetch_tree(str(trained.package))).model.state_dict()
+    model = build_model(spec.model.preset, num_classes=len(data.classes), overrides=spec.model.overrides)
+    model.load_state_dict(weights)
+    evaluator = collect(model.to(context.device), build_loaders(spec, data, context)[1], evaluator_for(data.task, data.classes), context)
+    assert evaluator is not None  # a process alone is rank 0
+    return write_package(spec, data, model, trained, evaluator)
+
+
+def weighted(spec: RunSpec, rule: str) -> RunSpec:
+    """The run with the weights that a rule gives to the classes of its training images; without a rule, as it is."""
+    return with_class_weights(spec, load(spec), rule, say_nothing) if rule else spec
+
+
+def trial_tags(sweep: SweepSpec, variant: Variant, name: str, rows: Sequence[str]) -> dict[str, str]:
+    """What MLflow is told of a trial beside the options of its network."""
+    tags = {"stratum.sweep": sweep.name, "stratum.variant": name, "stratum.paper_rows": ",".join(rows)}
+    return tags | ({"stratum.class_weights": variant.class_weights} if variant.class_weights else {})
 
 
 @contextmanager
@@ -118,10 +157,10 @@ def log_figures(run: Run, result: TrainResult, spec: RunSpec) -> None:
             run.log_artifact(path, "evaluation")
 
 
-def static_costs(variant: Variant, sweep: SweepSpec) -> dict[str, float]:
-    """``cost/params``, ``cost/macs`` and ``cost/size_mb`` of a variant at the sweep's size, whatever size it predicts at."""
+def static_costs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec) -> dict[str, float]:
+    """``cost/params``, ``cost/macs`` and ``cost/size_mb`` of a network at the sweep's size, whatever size it predicts at."""
     classes = len(load_data(sweep.base.data).classes)
-    return cost.preset_cost(variant.preset, sweep.cost_size, num_classes=classes, overrides=cost.unresized(variant.overrides))
+    return cost.preset_cost(preset, sweep.cost_size, num_classes=classes, overrides=cost.unresized(overrides))
 
 
 def _beside_others(result: TrainResult, spec: RunSpec) -> dict[str, float]:

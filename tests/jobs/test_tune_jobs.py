@@ -1,0 +1,110 @@
+"""What the flags of every sweeping job mean, without Ray."""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stratum.cli import run_job
+from stratum.tuning.checks import check_sweep
+from stratum.tuning.job import sweep_spec
+from stratum.tuning.studies import STUDIES
+from stratum_models.catalog import preset
+from stratum_models.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+CELLS = "synthetic://cells?images=8&size=64"
+all_studies = pytest.mark.parametrize("study", STUDIES)
+
+
+def load_job(study: str) -> Any:
+    """The script as a module: jobs are no package."""
+    spec = spec_from_file_location(f"job_tune_{study}", ROOT / "jobs" / f"tune_{study}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@all_studies
+def test_nothing_given_means_the_papers_tables_on_synthetic_data(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = sweep_spec(study, load_job(study).Args())
+    assert (sweep.study, sweep.tables, sweep.models) == (study, STUDIES[study].paper_tables, ())
+    assert sweep.base.data.uri.startswith("synthetic://")
+    assert sweep.base.model.preset == STUDIES[study].preset
+    assert sweep.extra == {"input_short": 256}
+    assert sweep.register_as
+
+
+@all_studies
+def test_the_embedded_data_suit_the_networks(study: str, tmp_path: Path) -> None:
+    args = load_job(study).Args(
+        data=f"{load_job(study).Args().data.partition('?')[0]}?images=8&size=64", size=64, batch=2, storage=str(tmp_path)
+    )
+    said: list[str] = []
+    check_sweep(sweep_spec(study, args), said.append)
+    assert not said
+    assert not list(tmp_path.iterdir())
+
+
+@all_studies
+def test_models_alone_leave_the_tables_out_and_a_search_has_none(study: str) -> None:
+    job = load_job(study)
+    alone = sweep_spec(study, job.Args(models=STUDIES[study].preset))
+    assert (alone.tables, alone.models) == ((), (STUDIES[study].preset,))
+    searched = sweep_spec(study, job.Args(space="search", trials=3))
+    assert (searched.grid(), searched.trials, searched.tables) == (None, 3, ())
+
+
+def test_tables_of_ours_are_named() -> None:
+    sweep = sweep_spec("arsm", load_job("arsm").Args(tables="1,temperature", set=("stem_strides=2,2",), class_weights="median"))
+    grid = sweep.grid()
+    assert sweep.tables == ("1", "temperature")
+    assert grid is not None
+    assert "temperature-0.5" in grid.names()
+    assert {v.class_weights for v in grid.variants} == {"median"}
+
+
+def test_weights_in_numbers_are_an_option_of_the_networks() -> None:
+    sweep = sweep_spec("slag", load_job("slag").Args(class_weights="1,4,2.5"))
+    grid = sweep.grid()
+    assert grid is not None
+    assert {v.overrides["class_weights"] for v in grid.variants} == {(1.0, 4.0, 2.5)}
+    assert sweep.class_weights == ""
+
+
+@pytest.mark.parametrize(
+    ("study", "flags", "words"),
+    [
+        ("arsm", {"data": CELLS, "tables": "temperature", "set": ("temperature=1",)}, "temperature"),
+        ("arsm", {"data": CELLS, "tables": "samples", "set": ("samples=3",)}, "samples"),
+        ("arsm", {"data": CELLS, "models": "losnet"}, "losnet"),
+        ("arsm", {"data": "synthetic://ore?images=8&size=64"}, "instance"),
+        ("fm_hrnet", {"data": CELLS, "tables": "2", "set": ("temperature=1",)}, "temperature"),
+        ("fm_hrnet", {"tables": "temperature"}, "repeats"),
+        ("slag", {"data": CELLS, "models": "slag_deeplab,slag_deeplab:backbone=resnet5o"}, "resnet5o"),
+        ("slag", {"data": CELLS, "class_weights": "1,2", "set": ("class_weights=1,2",)}, "class_weights"),
+        ("slag", {"data": CELLS, "models": "slag_deeplab", "class_weights": "1,2"}, "class_weights"),
+        ("losnet", {"class_weights": "median"}, "--class-weights"),
+    ],
+)
+def test_what_cannot_be_swept_is_said(study: str, flags: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        check_sweep(sweep_spec(study, load_job(study).Args(**flags, size=64, batch=2, storage=str(tmp_path))), lambda text: None)
+    assert not list(tmp_path.iterdir())
+
+
+@all_studies
+def test_the_help_names_the_tables(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    job = load_job(study)
+    with pytest.raises(SystemExit) as ended:
+        run_job(job.main, job.Args, argv=["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all(table in said for table in STUDIES[study].tables)
+    assert preset(STUDIES[study].preset).task in said
