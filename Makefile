@@ -13,8 +13,8 @@ setup:  ## create .venv and install everything; instant when nothing changed
 demo: setup  ## a small sweep over LosNet on synthetic ore: local Ray, sqlite MLflow, local files
 	$(BIN)/python jobs/tune_losnet.py --demo
 
-test: setup  ## every test; PYTEST_ARGS="-k name" selects some
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: setup  ## every test, in two processes; PYTEST_ARGS="-k name" selects some
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -8,24 +8,17 @@ from pathlib import Path
 from stratum import storage
 from stratum.cli import run_job
 from stratum.data.check import make_report, render, write_sheet
-from stratum.data.source import DataSpec, survey_data
+from stratum.data.flags import DataArgs
+from stratum.data.source import survey_data
 from stratum_models.errors import UserError
 
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(DataArgs):
     """What to check, and where to write."""
 
-    data: str
-    """A folder or COCO JSON, local or s3://, or synthetic://ore?images=64&size=256&seed=0."""
-    classes: str = ""
-    """Categories to use and merge, such as roca+glomero=ore,banda; empty: all."""
-    val_fraction: float = 0.2
-    """How much is held out where the data have no validation part of their own."""
-    split_seed: int = 0
-    """Seed of that split."""
     sheet: str = "check_data.png"
     """Contact sheet with the labels drawn over (PNG or JPEG, local or s3://); empty: none."""
     sheet_images: int = 24
@@ -45,8 +38,7 @@ def main(args: Args) -> int:
 
     Exit code 1 where anything is missing, broken or unknown: training would refuse to start. What was clipped or is empty is a warning.
     """
-    spec = DataSpec(uri=args.data, classes=args.classes, val_fraction=args.val_fraction, split_seed=args.split_seed)
-    survey = survey_data(spec)
+    survey = survey_data(args.data_spec())
     report = make_report(args.data, survey)
     print(render(report))
     if args.sheet:

@@ -14,13 +14,16 @@ from rich.table import Table
 
 from stratum import storage
 from stratum.cli import run_job
+from stratum.data.flags import DataArgs
 from stratum.data.images import DepthRule
 from stratum.data.samples import SampleSet
-from stratum.data.source import Dataset, DataSpec, load_data
-from stratum.inference.assess import Assessment, assess, write_figures
+from stratum.data.source import Dataset, load_data, require_task
+from stratum.inference.assess import Assessment, assess
+from stratum.inference.assess_masks import MaskAssessment, assess_masks
+from stratum.inference.work import check_window
 from stratum.measurements import check_scale
 from stratum.registry import fetch_package
-from stratum.report.tables import index_table
+from stratum.report.tables import INDEXES, index_table
 from stratum.tracking import open_run
 from stratum.training.run import report_problems
 from stratum_models.catalog import preset
@@ -31,21 +34,13 @@ SPLITS = ("val", "train", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(DataArgs):
     """What to measure, on what, and where to write."""
 
     package: str
     """A folder, s3://..., models:/name@champion, models:/name/3 or runs:/id/package."""
-    data: str
-    """A folder or COCO JSON, local or s3://, or synthetic://ore?images=64&size=256&seed=0."""
-    classes: str = ""
-    """Categories to use and merge, such as roca+glomero=ore; empty: those of the package."""
     split: str = "val"
     """Which images: val, train or all."""
-    val_fraction: float = 0.2
-    """How much is held out where the data have no validation part of their own."""
-    split_seed: int = 0
-    """Seed of that split."""
     skip_broken: bool = False
     """Go on without what is missing, broken or unknown."""
     storage: str = ""
@@ -53,7 +48,12 @@ class Args:
     experiment: str = ""
     """Also log to an MLflow run of this experiment."""
     mm_per_px: float | None = None
-    """Millimetres per pixel; sizes are in pixels without it."""
+    """Millimetres per pixel; sizes of instances are in pixels without it."""
+    window: int | None = None
+    """Class masks: predict larger images in windows of this side in pixels, overlapping and blended; 0: whole. By default the size of the
+    tiles that the package was trained on."""
+    gates: int | None = None
+    """ARSM: draw the gate's maps for so many images, and count which resolution decides the pixels of each class."""
     batch_size: int = 4
     """Images predicted together."""
     pictures: int = 12
@@ -63,42 +63,41 @@ class Args:
 
     def __post_init__(self) -> None:
         check_scale(self.mm_per_px)
+        check_window(self.window or 0)
         if self.split not in SPLITS:
             raise UserError(f"--split {self.split}: use one of {', '.join(SPLITS)}")
-        if self.batch_size < 1 or self.pictures < 0:
-            raise UserError(f"--batch-size {self.batch_size} --pictures {self.pictures}: give at least 1 and 0")
+        if self.batch_size < 1 or self.pictures < 0 or (self.gates or 0) < 0:
+            raise UserError(f"--batch-size {self.batch_size} --pictures {self.pictures} --gates {self.gates}: give at least 1, 0 and 0")
         if self.gpu and not torch.cuda.is_available():
             raise UserError("--gpu: this machine has no usable GPU: leave the flag out")
 
 
 def main(args: Args) -> None:
-    """Print AP, precision and recall at the package's threshold, and particle sizes against the truth.
+    """Print how good a package is on labelled images, in the figures of its task.
 
-    With --storage, also written: metrics.json, precision_recall.png, sizes.png, overlays.png (found beside labelled).
+    Instances: AP, precision and recall at the package's threshold, particle sizes against the truth. Classes: mean IoU, pixel accuracies,
+    Dice, boundary F-score and areas over the whole set. With --storage, also written: metrics.json; precision_recall.png and sizes.png,
+    or confusion.png and iou.png; overlays.png (found beside labelled).
     """
     loaded = load_package(fetch_package(args.package))
+    _check_flags(loaded.manifest, args)
     data = _read(loaded.manifest, args)
     images = _chosen(data, loaded.manifest, args)
     report_problems(data, _say)
     _warn_of_training_images(data, loaded.manifest, args)
     with open_run(args.experiment, "evaluate", vars(args)) if args.experiment else nullcontext() as run:
-        found = assess(
-            loaded,
-            images,
-            device="cuda" if args.gpu else "cpu",
-            batch_size=args.batch_size,
-            mm_per_px=args.mm_per_px,
-            pictures=args.pictures,
-            say=_say,
-        )
-        Console(width=100).print(_table(found, args, loaded))
-        paper = preset(loaded.manifest.preset).paper
-        row = {"name": loaded.manifest.preset, "metrics": {**loaded.manifest.cost, **found.metrics}, "paper": paper}
-        print("\n" + index_table([row]), flush=True)
+        found = _assessed(loaded, images, args)
+        Console(width=100).print(_table(found, args))
+        row = {
+            "name": loaded.manifest.preset,
+            "metrics": {**loaded.manifest.cost, **found.metrics},
+            "paper": preset(loaded.manifest.preset).paper,
+        }
+        print("\n" + index_table([row], INDEXES[loaded.manifest.task]), flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             if args.storage or run is not None:
-                write_figures(found, loaded.manifest.classes, folder)
+                found.draw(folder)
                 (folder / "metrics.json").write_text(json.dumps(_record(found, args, loaded), indent=2, allow_nan=False) + "\n")
             if args.storage:
                 storage.upload_tree(folder, args.storage)
@@ -109,27 +108,42 @@ def main(args: Args) -> None:
                     run.log_artifact(path, "evaluation")
 
 
+def _assessed(loaded: LoadedModel, images: SampleSet, args: Args) -> Assessment | MaskAssessment:
+    """The figures of the package's task."""
+    device = "cuda" if args.gpu else "cpu"
+    if loaded.manifest.task == "semantic":
+        window = loaded.manifest.tile if args.window is None else args.window
+        return assess_masks(
+            loaded, images, device=device, batch_size=args.batch_size, window=window, pictures=args.pictures, gates=args.gates, say=_say
+        )
+    return assess(loaded, images, device=device, batch_size=args.batch_size, mm_per_px=args.mm_per_px, pictures=args.pictures, say=_say)
+
+
+def _check_flags(manifest: Manifest, args: Args) -> None:
+    """Refuses flags that have no meaning for the package's task."""
+    given = {"--mm-per-px": args.mm_per_px} if manifest.task == "semantic" else {"--window": args.window, "--gates": args.gates}
+    unfit = [name for name, value in given.items() if value is not None]
+    if unfit:
+        raise UserError(f"{', '.join(unfit)}: has no meaning for {args.package}, whose task is {manifest.task}: leave it out")
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
 def _read(manifest: Manifest, args: Args) -> Dataset:
     """The data with the classes of the flags, or else of the package."""
-    spec = DataSpec(
-        uri=args.data,
-        classes=args.classes or ",".join(manifest.classes),
-        val_fraction=args.val_fraction,
-        split_seed=args.split_seed,
-        skip_broken=args.skip_broken,
-    )
+    spec = args.data_spec(classes=",".join(manifest.classes), skip_broken=args.skip_broken)
     try:
-        return load_data(spec)
+        data = load_data(spec)
     except UserError as error:
         if args.classes or not str(error).startswith("--classes names"):
             raise
         raise UserError(
             f"{error}. These are the package's classes: if it was trained with --classes, such as roca+glomero=ore, give the same here"
         ) from error
+    require_task(data, manifest.task, f"the package {args.package}", spec)
+    return data
 
 
 def _warn_of_training_images(data: Dataset, manifest: Manifest, args: Args) -> None:
@@ -140,7 +154,7 @@ def _warn_of_training_images(data: Dataset, manifest: Manifest, args: Args) -> N
     elif manifest.data_fingerprint:
         _say(
             "warning: these are not exactly the data and the split of the package's training; if it saw the same images, "
-            "repeat its --classes, --val-fraction and --split-seed, or training images are among those measured"
+            "repeat its --classes, --tile, --folds, --fold, --val-fraction and --split-seed, or training images are among those measured"
         )
 
 
@@ -156,7 +170,7 @@ def _chosen(data: Dataset, manifest: Manifest, args: Args) -> SampleSet:
     return SampleSet([record for part in parts for record in part.records], depth)
 
 
-def _record(found: Assessment, args: Args, loaded: LoadedModel) -> dict[str, Any]:
+def _record(found: Assessment | MaskAssessment, args: Args, loaded: LoadedModel) -> dict[str, Any]:
     return {
         "package": args.package,
         "preset": loaded.manifest.preset,
@@ -164,28 +178,20 @@ def _record(found: Assessment, args: Args, loaded: LoadedModel) -> dict[str, Any
         "data": args.data,
         "split": args.split,
         "images": found.images,
-        "instances": found.instances,
-        "score_threshold": loaded.manifest.score_threshold,
         "metrics": {name: value if math.isfinite(value) else None for name, value in found.metrics.items()},
-        "sizes": found.sizes.record(),
+        **found.record(),
     }
 
 
-def _table(found: Assessment, args: Args, loaded: LoadedModel) -> Table:
-    table = Table(title=f"{args.package} on {found.images} images, {found.instances} instances of {args.data} ({args.split})")
+def _table(found: Assessment | MaskAssessment, args: Args) -> Table:
+    table = Table(title=f"{args.package} on {found.title} of {args.data} ({args.split})")
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("truth", justify="right")
     for name, value in found.metrics.items():
         table.add_row(name, f"{value:.4f}" if math.isfinite(value) else "-", "")
-    table.add_row(
-        f"found (score from {loaded.manifest.score_threshold:.2f})", str(found.sizes.predicted_count), str(found.sizes.true_count)
-    )
-    for percent, size in found.sizes.d.items():
-        cells = (f"{side:.2f}" if side is not None else "-" for side in (size.predicted, size.truth))
-        table.add_row(f"D{percent} by volume ({found.sizes.unit})", *cells)
-    gap = found.sizes.largest_gap
-    table.add_row("largest gap of the passing curves", f"{gap:.3f}" if gap is not None else "-", "")
+    for row in found.rows():
+        table.add_row(*row)
     return table
 
 

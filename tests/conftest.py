@@ -1,5 +1,6 @@
 """What tests share: real images, a real S3 server, a local Ray, an MLflow store, and an environment without the user's settings."""
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("STRATUM_SHARED") or ROOT.parent / "shared").absolute()
 NO_SHARED = "the shared folder is missing"
 S3_VENV = Path(platformdirs.user_cache_dir("stratum-tests")) / "s3-venv"  # kept between runs: the S3 server is installed once
+LONG = ("test_submit", "test_training_distributed", "test_tune_losnet", "test_tuning_sweep", "test_train", "test_predict", "test_contract")
 _scratch = pytest.StashKey[Path]()
 
 
@@ -40,10 +42,16 @@ def pytest_configure(config: pytest.Config) -> None:
         RAY_AUTH_TOKEN=secrets.token_hex(32),  # in the environment, so that Ray writes none to the home folder
         RAY_USAGE_STATS_ENABLED="0",
         RAY_DEDUP_LOGS="0",
+        RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # a process for each run that asks the cloud whether it wants its machine back
         RAY_worker_niceness="0",  # the default of 15 starves the workers beside anything else that runs on two cores
     )
     # Tiny tensors gain nothing from a second thread, and one thread repeats exactly on any number of cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that take minutes come first: of two processes, neither is left with one of them at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -183,6 +191,12 @@ def _moto() -> Iterator[S3Server]:
 
 def _start_s3(shared: Path, folder: Path, attempts: int = 5) -> dict[str, str]:
     S3_VENV.parent.mkdir(parents=True, exist_ok=True)
+    with S3_VENV.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes of one test run would install into one folder
+        return _start_s3_alone(shared, folder, attempts)
+
+
+def _start_s3_alone(shared: Path, folder: Path, attempts: int) -> dict[str, str]:
     for attempt in range(1, attempts + 1):
         ports = {"S3_PORT": str(free_port()), "S3_BACKEND_PORT": str(_three_free_ports())}
         done = subprocess.run(

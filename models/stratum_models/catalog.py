@@ -27,6 +27,9 @@ from stratum_models.preset import Config, Preset, Setting
 from stratum_models.slag_deeplab import paper as slag_paper
 from stratum_models.slag_deeplab.build import build_slag_deeplab
 from stratum_models.slag_deeplab.config import SlagDeepLabConfig
+from stratum_models.two_stage.build import build_two_stage
+from stratum_models.two_stage.config import TwoStageConfig
+from stratum_models.two_stage.unet import StridedUNetConfig, build_strided_unet
 
 ARSM_SETTING = Setting(classes=5, size=(256, 256))
 FULL_RESOLUTION = replace(ARSM_SETTING, overrides={"stem_strides": (1, 1)})
@@ -258,6 +261,31 @@ CATALOG: dict[str, Preset] = {
         build=build_fcn,
         summary="FCN-8s with VGG16",
         setting=SLAG_SETTING,
+    ),
+    "unet_s2": Preset(
+        config=StridedUNetConfig(),
+        build=build_strided_unet,
+        summary="U-Net with strides in place of pooling, 64 to 1024 channels",
+    ),
+    "unet_s2_debug": Preset(
+        config=StridedUNetConfig(width=8),
+        build=build_strided_unet,
+        summary="The two-stage paper's U-Net made tiny: trains on a CPU in seconds",
+    ),
+    "two_stage": Preset(
+        config=TwoStageConfig(),
+        build=build_two_stage,
+        summary="unet_s2 on the image at a quarter of its size, then on the 16 patches that are least sure",
+    ),
+    "two_stage_small": Preset(
+        config=TwoStageConfig(stage1="unet_s2:width=16", stage2="unet_s2:width=16"),
+        build=build_two_stage,
+        summary="two_stage with a quarter of the channels, for machines with few cores",
+    ),
+    "two_stage_debug": Preset(
+        config=TwoStageConfig(stage1="unet_s2_debug", stage2="unet_s2_debug", scale=2, patch=32, margin=8, count=2, train_patches=4),
+        build=build_two_stage,
+        summary="two_stage made tiny: trains on a CPU in seconds",
     ),
 }
 

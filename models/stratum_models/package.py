@@ -33,7 +33,9 @@ class Manifest:
     """What ``model.json`` says about the weights beside it.
 
     ``depth_rule`` is the ``{"low": ..., "high": ...}`` that scales 16-bit images to 8 bits, None where the data had 8. ``score_threshold``
-    is the one chosen on validation. ``versions`` and ``weights_sha256`` are filled in by :func:`save_package`.
+    is the one chosen on validation, 0 where there are no scores. ``tile`` is the side in pixels of the tiles that the images were cut into
+    for training: larger images are best predicted in windows of that side; 0 where they were left whole. ``versions`` and
+    ``weights_sha256`` are filled in by :func:`save_package`.
     """
 
     preset: str
@@ -46,6 +48,7 @@ class Manifest:
     cost: Mapping[str, float] = field(default_factory=dict)
     data_fingerprint: str = ""
     score_threshold: float = 0.0
+    tile: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     weights_sha256: str = ""
     format: int = FORMAT
@@ -59,6 +62,8 @@ class Manifest:
             raise UserError(f"{len(self.classes)} class names for {self.num_classes} classes: give one name for each class")
         if not 0.0 <= self.score_threshold <= 1.0:
             raise UserError(f"score_threshold {self.score_threshold} is outside 0..1")
+        if self.tile < 0:
+            raise UserError(f"tile {self.tile} is below 0: give the side of the tiles in pixels, or 0 for whole images")
 
     def to_json(self) -> str:
         """The text of ``model.json``; metrics that are not finite are left out, since JSON has no word for them."""

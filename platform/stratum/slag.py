@@ -119,7 +119,7 @@ def measure_slag(
         UserError: a class is missing, the tube has no axis, or both scales are given.
     """
     check_scale(mm_per_px)
-    _check_diameter(tube_diameter_mm, mm_per_px)
+    check_diameter(tube_diameter_mm, mm_per_px)
     classes, values = class_map(found), _values(found)
     tube_mask = _parts(_present(classes, tube, "tube"), SPECK)
     slag_mask = _parts(_present(classes, slag, "slag"), 1.0)
@@ -155,7 +155,8 @@ def _values(found: Found) -> npt.NDArray[np.generic]:
     raise UserError(f"an array of {values.dtype} and shape {values.shape} holds no classes: give integers [H, W] or floats [K, H, W]")
 
 
-def _check_diameter(diameter: float | None, scale: float | None) -> None:
+def check_diameter(diameter: float | None, scale: float | None) -> None:
+    """Refuses a tube's diameter in mm that is no length, or that comes with a scale in mm per pixel."""
     if diameter is None:
         return
     if scale is not None:

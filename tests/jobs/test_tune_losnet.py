@@ -66,7 +66,7 @@ def runs(uri: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id]))
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_ctrl_c_ends_cleanly_and_the_sweep_resumes(tmp_path: Path, mlflow_sqlite: str) -> None:
     process = start(*TINY, "--storage", tmp_path / "out", "--name", "one")
     try:

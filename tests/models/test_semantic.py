@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX, InstanceTarget, SemanticPrediction, SemanticTarget
@@ -46,6 +47,15 @@ def focal(pixels: list[Pixel], weights: list[float]) -> float:
     return total / len(pixels) / len(weights)
 
 
+def alpha_focal(pixels: list[Pixel], weights: list[float]) -> float:
+    """Lin et al., Eq. 5 with alpha 1/4 and gamma 2, the class by a softmax; background is class 0."""
+    total = 0.0
+    for row, label in pixels:
+        right = softmax(row)[label]
+        total += -(0.25 if label else 0.75) * (1 - right) ** 2 * math.log(right)
+    return total / len(pixels)
+
+
 def dice(pixels: list[Pixel], weights: list[float]) -> float:
     """One minus the Dice coefficient of each class over the batch; a class without pixels adds nothing to the mean."""
     total = 0.0
@@ -55,6 +65,13 @@ def dice(pixels: list[Pixel], weights: list[float]) -> float:
         if any(hits):
             total += 1 - 2 * sum(s * h for s, h in zip(shares, hits, strict=True)) / (sum(shares) + sum(hits))
     return total / len(weights)
+
+
+def foreground_dice(pixels: list[Pixel], weights: list[float]) -> float:
+    """As ``dice``, without class 0."""
+    background = [(softmax(row)[0], float(label == 0)) for row, label in pixels]
+    found = 1 - 2 * sum(s * h for s, h in background) / sum(s + h for s, h in background) if any(h for _, h in background) else 0.0
+    return (dice(pixels, weights) * len(weights) - found) / (len(weights) - 1)
 
 
 def jaccard_loss(wrong: list[bool], hits: list[bool]) -> float:
@@ -89,7 +106,9 @@ def ohem(pixels: list[Pixel], weights: list[float]) -> float:
 REFERENCES: dict[str, Callable[[list[Pixel], list[float]], float]] = {
     "ce": cross_entropy,
     "focal": focal,
+    "alpha_focal": alpha_focal,
     "dice": dice,
+    "foreground_dice": foreground_dice,
     "lovasz": lovasz,
     "ohem": ohem,
 }
@@ -113,6 +132,14 @@ def test_terms_are_what_the_formulas_say(name: str, seed: int, scale: float, wei
     assert list(found) == [name]
     expected = REFERENCES[name](labelled(logits, mask), weights or [1.0, 1.0, 1.0])
     assert found[name].item() == pytest.approx(0.25 * expected, rel=2e-5, abs=1e-6)
+
+
+def test_alpha_focal_of_two_classes_is_that_of_a_sigmoid() -> None:
+    logits, mask = drawn(3, 2.0, classes=2)
+    known = mask != IGNORE_INDEX
+    one = (logits[:, 1] - logits[:, 0])[known]
+    expected = sigmoid_focal_loss(one, mask[known].float(), alpha=0.25, gamma=2.0, reduction="mean")
+    assert SemanticLoss("alpha_focal")(logits, mask)["alpha_focal"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_every_term_has_a_reference() -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from stratum.inference.batch import BatchSpec, list_work, read
-from stratum.inference.outputs import annotations_of, coco_document, id_mask, instances_of, output_names, overlay_jpeg, png16, visible
+from stratum.inference.batch import list_work, read
+from stratum.inference.outputs import annotations_of, coco_document, grey_png, id_mask, instances_of, jpeg, output_names, visible
+from stratum.inference.work import BatchSpec
+from stratum.report.overlays import draw_instances
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, SemanticPrediction
 
@@ -40,7 +42,7 @@ def test_instances_without_a_pixel_are_left_out() -> None:
 
 def test_ids_beyond_eight_bits_survive_the_png() -> None:
     ids = np.arange(80, dtype=np.uint16).reshape(8, 10) * 800
-    assert np.array_equal(np.array(Image.open(io.BytesIO(png16(ids)))), ids)
+    assert np.array_equal(np.array(Image.open(io.BytesIO(grey_png(ids)))), ids)
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -52,7 +54,7 @@ def test_an_image_with_and_without_instances(count: int) -> None:
     )
     assert [one["id"] for one in document["annotations"]] == list(range(1, 2 * count + 1))
     assert all(one["area"] == 20 and one["category_id"] == 1 for one in document["annotations"])
-    picture = Image.open(io.BytesIO(overlay_jpeg(torch.zeros(3, 8, 10, dtype=torch.uint8), prediction)))
+    picture = Image.open(io.BytesIO(jpeg(draw_instances(torch.zeros(3, 8, 10, dtype=torch.uint8), prediction.masks))))
     assert picture.size == (10, 8)
 
 

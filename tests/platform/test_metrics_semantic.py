@@ -55,7 +55,7 @@ def slow_figures(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> di
         "val/mpa": sum(p[i][i] / sum(p[i]) for i in present) / len(present),
         "val/pa": sum(p[i][i] for i in present) / sum(map(sum, p)),
         "val/dice": sum(2 * p[i][i] / (sum(p[i]) + column[i]) for i in present) / len(present),
-        **{f"val/iou/{NAMES[i]}": iou[i] for i in present},
+        **{f"val/iou_{NAMES[i]}": iou[i] for i in present},
     }
 
 
@@ -73,8 +73,8 @@ def test_all_images_share_one_matrix() -> None:
     pairs = [(right, np.zeros((4, 4), dtype=int)), (wrong, np.ones((2, 2), dtype=int))]
     found = evaluated(pairs).compute()
     assert found["val/pa"] == pytest.approx(16 / 20)
-    assert found["val/iou/rock"] == pytest.approx(16 / 20)  # the mean over images would be 1
-    assert found["val/iou/belt"] == 0
+    assert found["val/iou_rock"] == pytest.approx(16 / 20)  # the mean over images would be 1
+    assert found["val/iou_belt"] == 0
 
 
 def test_an_absent_class_is_left_out_of_the_means_though_it_is_predicted() -> None:
@@ -82,7 +82,7 @@ def test_an_absent_class_is_left_out_of_the_means_though_it_is_predicted() -> No
     found = evaluated([(np.array([[0, 2, 1, 1]]), labelled)]).compute()
     assert found["val/miou"] == pytest.approx((1 / 2 + 1) / 2)
     assert found["val/mpa"] == pytest.approx((1 / 2 + 1) / 2)
-    assert math.isnan(found["val/iou/dust"])
+    assert math.isnan(found["val/iou_dust"])
 
 
 def test_perfect_and_empty_sets() -> None:
@@ -173,11 +173,11 @@ def test_edges_of_the_image_and_of_the_unknown_are_no_boundary() -> None:
 def test_wrong_input_is_named() -> None:
     evaluator = SemanticEvaluator(NAMES)
     good = probabilities(np.zeros((4, 4), dtype=int), 3)
-    with pytest.raises(ValueError, match=r"the probabilities of a\.png are 3x4x4, 3x5x4 are wanted"):
+    with pytest.raises(ValueError, match=r"the prediction of a\.png has 4x4 pixels, 5x4 are wanted"):
         evaluator.update([good], [SemanticTarget(mask=torch.zeros(5, 4, dtype=torch.int64))], ["a.png"])
     with pytest.raises(ValueError, match=r"labels 3\.\.3 of a\.png lie outside the 3 classes"):
         evaluator.update([good], [SemanticTarget(mask=torch.full((4, 4), 3))], ["a.png"])
     with pytest.raises(ValueError, match="below 0"):
         SemanticEvaluator(NAMES, tolerance=-1)
     assert evaluator.state() == []
-    assert evaluator.best_score_threshold() == 0.5
+    assert evaluator.best_score_threshold() == 0.0

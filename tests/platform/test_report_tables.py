@@ -87,7 +87,7 @@ def test_the_papers_own_tables_fit() -> None:
 
 
 def test_the_eleven_indexes_stand_in_two_columns_per_model() -> None:
-    metrics = {figure.metric: 0.5 for figure in INDEXES}
+    metrics = {figure.metric: 0.5 for figure in INDEXES["instance"]}
     table = index_table([{"name": name, "metrics": metrics, "paper": CATALOG[name].paper} for name in ("losnet", "condinst_r50")])
     lines = {cells(line)[0]: cells(line)[1:] for line in table.splitlines()[3:]}
     assert len(lines) == 11
@@ -101,3 +101,14 @@ def test_plain_tables() -> None:
     assert text_table(["model", "ms"], groups) == "model      ms\n-------------\na           1\nlong name  22\n"
     assert text_table([], []) == "\n\n"
     assert markdown_table(["model", "ms"], [("", [["a|b\nc", "1"]])]) == "| model | ms |\n| --- | ---: |\n| a\\|b c | 1 |\n"
+
+
+def test_semantic_models_have_indexes_of_their_own() -> None:
+    metrics = {"val/miou": 0.7234, "val/boundary_f": 0.5, "cost/params": 14.6e6, "cost/macs": math.nan}
+    table = index_table([{"name": "v4", "metrics": metrics, "paper": {"miou": 88.1, "params_m": 14.54}}], INDEXES["semantic"])
+    lines = {cells(line)[0]: cells(line)[1:] for line in table.splitlines() if line.strip()}
+    assert lines["mean IoU"] == ["72.3", "88.1"]
+    assert lines["boundary F"] == ["50.0", "-"]
+    assert lines["M params"] == ["14.60", "14.54"]
+    assert lines["G mult-adds"] == ["-", "-"]
+    assert "mask AP50" not in lines

@@ -224,3 +224,42 @@ def test_bf16_trains(tmp_path: Path) -> None:
     result, model = run(tmp_path, dataclasses.replace(SPEC, precision="bf16"))
     assert losses(result)[-1] < losses(result)[0]
     assert next(model.parameters()).dtype == torch.float32
+
+
+class Scheduled(Pixelwise):
+    """Keeps how much of training is done in a buffer, as ARSM keeps its temperature, and hears every change."""
+
+    progress: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("progress", torch.tensor(-1.0))
+        self.heard: list[float] = []
+
+    def set_progress(self, fraction: float) -> None:
+        self.heard.append(fraction)
+        self.progress.fill_(fraction)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.999])
+def test_a_model_that_follows_a_schedule_is_evaluated_where_training_stands(tmp_path: Path, ema_decay: float) -> None:
+    seen: list[float] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, Scheduled)
+        seen.append(model.progress.item())
+        return {"val/miou": float(len(seen))}  # the last is the best
+
+    def trained(folder: Path, epochs: int) -> Scheduled:
+        model = Scheduled()
+        spec = dataclasses.replace(SPEC, epochs=epochs, ema_decay=ema_decay, ema_tau=1)
+        train(model, Pictures(4), evaluate, spec, LocalContext(str(folder)), best_metric="val/miou")
+        return model
+
+    model = trained(tmp_path, 5)
+    assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])  # an average of the buffer would lag behind
+    assert list(dict.fromkeys(model.heard)) == pytest.approx([step / 15 for step in range(16)])
+    assert model.progress.item() == 1.0  # what the package gets
+    resumed = trained(tmp_path, 6)  # from epoch 5 on
+    assert resumed.heard[0] == pytest.approx(15 / 18)
+    assert resumed.progress.item() == 1.0

@@ -42,7 +42,7 @@ def finished(name: str, ap50: float, macs: float, rows: tuple[str, ...] = (), **
     return replace(row, **changes)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_path: Path) -> None:
     sweep = sweep_spec(tmp_path)
     blocked = tmp_path / "tiny" / "trials" / "losnet"
@@ -71,7 +71,7 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_search_whose_trials_are_evaluated_now_and_then(ray_local: None, mlflow_sqlite: str, tmp_path: Path) -> None:
     sweep = sweep_spec(tmp_path, space="search", trials=2, extra={"mask_convs": 1})
     train = replace(sweep.base.train, evaluate_every=2)

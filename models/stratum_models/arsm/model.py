@@ -27,7 +27,7 @@ class GateMap:
     @property
     def shares(self) -> Tensor:
         """float32 ``[K, R]``: the share of each class's predicted pixels that each resolution decides; 0 for a class without any."""
-        return self.decided / self.decided.sum(1, keepdim=True).clamp(min=1)
+        return decided_shares(self.decided)
 
 
 class ARSM(SemanticModel):
@@ -72,6 +72,11 @@ class ARSM(SemanticModel):
             both = at_size(inside, image)[0].view(2, *gate.shape[:2], *image.shape[-2:])
             found.append(_gate_map(both[0], both[1]))
         return found
+
+
+def decided_shares(decided: Tensor) -> Tensor:
+    """Counts of pixels ``[K, R]`` as shares of each class's, float32 ``[K, R]``; 0 for a class without any."""
+    return decided / decided.sum(1, keepdim=True).clamp(min=1)
 
 
 def _gate_map(weights: Tensor, products: Tensor) -> GateMap:

@@ -16,7 +16,8 @@ class SemanticConfig:
     """
 
     loss: str = "ce"
-    """Terms and their weights, such as ``ce+dice`` or ``ce:1+lovasz:0.5``: ce, focal, dice, lovasz, ohem."""
+    """Terms and their weights, such as ``ce+dice`` or ``ce:1+lovasz:0.5``: ce, focal, alpha_focal, dice, foreground_dice,
+    lovasz, ohem; class 0 is the background where one is meant."""
     class_weights: tuple[float, ...] = ()
     """Weight of each class in ce and ohem; empty: all alike."""
     aux_weight: float = 0.4

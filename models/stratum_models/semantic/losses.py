@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX
 
-TERMS = ("ce", "focal", "dice", "lovasz", "ohem")
+TERMS = ("ce", "focal", "alpha_focal", "dice", "foreground_dice", "lovasz", "ohem")
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # recommended by Lin et al.
 OHEM_PROBABILITY = 0.7  # a pixel whose class has less than this is hard
 OHEM_SHARE = 1 / 16  # at least this share of the labelled pixels is kept
 
@@ -50,7 +51,7 @@ class SemanticLoss(nn.Module):
         super().__init__()
         self.weights = parse_loss(text)
         self.register_buffer("class_weights", torch.tensor(class_weights) if class_weights else None, persistent=False)
-        self.focal = FocalLoss(MULTICLASS_MODE, gamma=2.0, ignore_index=IGNORE_INDEX)
+        self.focal = FocalLoss(MULTICLASS_MODE, gamma=FOCAL_GAMMA, ignore_index=IGNORE_INDEX)
         self.dice = DiceLoss(MULTICLASS_MODE, ignore_index=IGNORE_INDEX)
         self.lovasz = LovaszLoss(MULTICLASS_MODE, ignore_index=IGNORE_INDEX)
 
@@ -68,6 +69,12 @@ class SemanticLoss(nn.Module):
             return weighted_cross_entropy(logits, mask, self.class_weights)
         if name == "ohem":
             return hard_pixels(logits, mask, self.class_weights)
+        if name == "alpha_focal":
+            return alpha_focal(logits, mask)
+        if name == "foreground_dice":
+            foreground = list(range(1, logits.shape[1]))
+            mean: Tensor = DiceLoss(MULTICLASS_MODE, classes=foreground, ignore_index=IGNORE_INDEX)(logits, mask)
+            return mean
         term: Tensor = getattr(self, name)(logits, mask)
         return term
 
@@ -78,6 +85,18 @@ def weighted_cross_entropy(logits: Tensor, mask: Tensor, class_weights: Tensor |
         return F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX)
     total = class_weights[mask[mask != IGNORE_INDEX]].sum()
     return F.cross_entropy(logits, mask, class_weights, ignore_index=IGNORE_INDEX, reduction="sum") / total.clamp(min=1e-12)
+
+
+def alpha_focal(logits: Tensor, mask: Tensor) -> Tensor:
+    """The focal loss with its weight alpha: for the classes from 1 on, and ``1 - alpha`` for class 0, the background.
+
+    For two classes that is Eq. 5 of Lin et al., since a softmax over two is a sigmoid of their difference. The mean over labelled pixels.
+    """
+    known = mask != IGNORE_INDEX
+    labels = mask.masked_fill(~known, 0)
+    log_probability = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    weight = torch.where(labels > 0, FOCAL_ALPHA, 1 - FOCAL_ALPHA) * known
+    return -(weight * (-log_probability.expm1()) ** FOCAL_GAMMA * log_probability).sum() / known.sum()
 
 
 def hard_pixels(logits: Tensor, mask: Tensor, class_weights: Tensor | None = None) -> Tensor:

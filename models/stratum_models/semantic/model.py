@@ -52,6 +52,11 @@ class SemanticModel(SegmentationModel):
         return _at_size(output[0] if isinstance(output, tuple) else output, images)
 
     @property
+    def input_channels(self) -> int:
+        """Three colours, and what a pipeline adds to them."""
+        return len(self.normalize.mean)
+
+    @property
     def divisor(self) -> int:
         """What the sides of a batch must be multiples of."""
         return self.normalize.divisor
@@ -63,7 +68,7 @@ class SemanticModel(SegmentationModel):
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """The weighted terms of the option ``loss``; those of auxiliary outputs are added to ``aux``."""
         batch = self.normalize(images, self.memory_format, least=self.alone if len(images) == 1 else 0)
-        mask = torch.stack([_padded(_mask_of(target), batch.images) for target in targets])
+        mask = torch.stack([_padded(mask_of(target), batch.images) for target in targets])
         output = self.network(batch.images)
         main, *others = output if isinstance(output, tuple) else (output,)
         terms: dict[str, Tensor] = self.criterion(_at_size(main, batch.images), mask)
@@ -83,7 +88,8 @@ class SemanticModel(SegmentationModel):
         return found
 
 
-def _mask_of(target: Target) -> Tensor:
+def mask_of(target: Target) -> Tensor:
+    """The mask of a semantic target. Raises TypeError for another."""
     if not isinstance(target, SemanticTarget):
         raise TypeError(f"a semantic model learns from masks, not from {type(target).__name__}")
     return target.mask

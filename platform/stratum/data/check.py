@@ -19,6 +19,7 @@ from stratum.data.records import Problem, Record
 from stratum.data.rle import area
 from stratum.data.samples import read_record
 from stratum.data.source import Survey
+from stratum.report.class_overlays import class_legend, draw_classes
 from stratum.report.overlays import contact_sheet, draw_instances
 from stratum_models.interface import Task
 
@@ -149,7 +150,8 @@ def _bars(histogram: Sequence[tuple[str, int]]) -> list[str]:
     if not histogram:
         return ["    none"]
     width, top = max(len(name) for name, _ in histogram), max(max(count for _, count in histogram), 1)
-    return [f"    {name:<{width}} {count:>7} {'#' * math.ceil(BAR * count / top)}" for name, count in histogram]
+    digits = max(7, len(str(top)))
+    return [f"    {name:<{width}} {count:>{digits}} {'#' * math.ceil(BAR * count / top)}" for name, count in histogram]
 
 
 def _problem_lines(report: Report) -> list[str]:
@@ -168,13 +170,15 @@ def write_sheet(survey: Survey, path: Path, *, count: int = 24, columns: int = 6
     if not named:
         return None
     chosen = [named[round(i)] for i in np.linspace(0, len(named) - 1, min(count, len(named)))]
-    pictures = [thumbnail(record, survey.depth) for _, record in chosen]
+    pictures = [thumbnail(record, survey.depth, survey.classes) for _, record in chosen]
     captions = [f"{split}{f' {len(r.labels)}' if r.mask is None else ''}: {r.uri.rsplit('/', 1)[-1]}" for split, r in chosen]
-    return contact_sheet(pictures, path, columns=columns, captions=captions, cell=CELL)
+    unknown = any(sum(r.pixel_counts) < r.size[0] * r.size[1] for _, r in chosen)
+    legend = class_legend(survey.classes, unknown=unknown) if survey.task == "semantic" else ()
+    return contact_sheet(pictures, path, columns=columns, captions=captions, cell=CELL, legend=legend)
 
 
-def thumbnail(record: Record, depth: DepthRule | None) -> Tensor:
-    """The image with its instances drawn over, ``uint8 [3, h, w]``, shrunk to :data:`CELL` where it is larger.
+def thumbnail(record: Record, depth: DepthRule | None, classes: Sequence[str] = ()) -> Tensor:
+    """The image with its instances, or the classes of its mask, drawn over, ``uint8 [3, h, w]``, shrunk to :data:`CELL` where it is larger.
 
     Masks are shrunk one by one, since hundreds of them at full size may not fit into memory.
     """
@@ -182,15 +186,7 @@ def thumbnail(record: Record, depth: DepthRule | None) -> Tensor:
     size = [max(round(side * scale), 1) for side in record.size]
     image = tv.resize(read_record(record, depth), size, antialias=True)
     if record.mask is not None:
-        return _with_classes(image, record, size)
+        labels = tv.resize(torch.from_numpy(unpack(record.mask, record.size))[None], size, tv.InterpolationMode.NEAREST)[0]
+        return draw_classes(image, labels, classes)
     masks = [tv.resize(torch.from_numpy(coco_mask.decode(rle))[None], size, tv.InterpolationMode.NEAREST) for rle in record.rles]
     return draw_instances(image, torch.cat(masks).bool() if masks else torch.zeros((0, *size), dtype=torch.bool))
-
-
-def _with_classes(image: Tensor, record: Record, size: list[int]) -> Tensor:
-    """The image with every class but the first tinted: that one is the background as a rule."""
-    assert record.mask is not None  # what the caller asked
-    labels = tv.resize(torch.from_numpy(unpack(record.mask, record.size))[None], size, tv.InterpolationMode.NEAREST)[0]
-    classes = range(1, len(record.pixel_counts))
-    masks = torch.stack([labels == label for label in classes]) if len(classes) else torch.zeros((0, *size), dtype=torch.bool)
-    return draw_instances(image, masks)

@@ -115,6 +115,24 @@ def load_data(spec: DataSpec) -> Dataset:
     )
 
 
+def require_task(data: Dataset, wanted: Task, who: str, spec: DataSpec) -> None:
+    """Refuses labels that are for another task than a model's; ``who`` names the model.
+
+    Raises:
+        UserError: says which task each is for, and what may be changed.
+    """
+    if data.task == wanted:
+        return
+    if spec.uri.startswith(SYNTHETIC):
+        fix = "choose another scene"
+    elif spec.task:
+        fix = f"leave --task {spec.task} out, or choose another model"
+    else:
+        read = "class masks" if wanted == "semantic" else "instances"
+        fix = f"choose another model, or give --task {wanted} where these labels can be read as {read}"
+    raise UserError(f"{who} is for {wanted} segmentation, the labels of {spec.uri} are for {data.task} segmentation: {fix}")
+
+
 def survey_data(spec: DataSpec) -> Survey:
     """Read every image and label of a data set. Raises ``UserError`` where there is none, or it cannot be made out."""
     if spec.uri.startswith(SYNTHETIC):

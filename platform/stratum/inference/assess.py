@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,14 +36,42 @@ class Picture:
 class Assessment:
     """The figures of a package on a set of images."""
 
+    classes: tuple[str, ...]
     metrics: dict[str, float]
     images: int
     instances: int
+    score_threshold: float
     curves: list[PrecisionRecall]
     predicted: SizeDistribution
     truth: SizeDistribution
     sizes: Comparison
     pictures: list[Picture]
+
+    @property
+    def title(self) -> str:
+        """What was looked at."""
+        return f"{self.images} images, {self.instances} instances"
+
+    def record(self) -> dict[str, Any]:
+        """What ``metrics.json`` says besides the metrics."""
+        return {"instances": self.instances, "score_threshold": self.score_threshold, "sizes": self.sizes.record()}
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """What is compared with the truth: name, value, truth."""
+        counts = str(self.sizes.predicted_count), str(self.sizes.true_count)
+        rows = [(f"found (score from {self.score_threshold:.2f})", *counts)]
+        for percent, size in self.sizes.d.items():
+            found, true = (f"{side:.2f}" if side is not None else "-" for side in (size.predicted, size.truth))
+            rows.append((f"D{percent} by volume ({self.sizes.unit})", found, true))
+        gap = self.sizes.largest_gap
+        return [*rows, ("largest gap of the passing curves", f"{gap:.3f}" if gap is not None else "-", "")]
+
+    def draw(self, folder: Path) -> None:
+        """Precision-recall, sizes and overlays as PNG files in ``folder``."""
+        precision_recall_plot(self.curves, folder / "precision_recall.png", classes=self.classes)
+        size_plot(self.predicted, self.truth, folder / "sizes.png")
+        if self.pictures:
+            _sheet(self.pictures, folder / "overlays.png")
 
 
 def assess(
@@ -63,7 +92,7 @@ def assess(
     evaluator = InstanceEvaluator(manifest.num_classes)
     tally = _Tally()
     particles: dict[str, list[Particle]] = {"predicted": [], "truth": []}
-    shown = set(range(0, len(images), max(1, -(-len(images) // max(pictures, 1))))) if pictures else set()
+    shown = chosen(len(images), pictures)
     kept: list[Picture] = []
     for index, (uri, image, target, prediction) in enumerate(_predicted(loaded, images, device, batch_size)):
         evaluator.update([prediction], [target], [uri])
@@ -77,6 +106,8 @@ def assess(
             say(f"{index + 1}/{len(images)} images")
     predicted, truth = (size_distribution(particles[name]) for name in ("predicted", "truth"))
     return Assessment(
+        classes=manifest.classes,
+        score_threshold=manifest.score_threshold,
         metrics={**evaluator.compute(), **tally.figures()},
         images=len(images),
         instances=images.annotation_count,
@@ -88,15 +119,9 @@ def assess(
     )
 
 
-def write_figures(assessment: Assessment, classes: Sequence[str], folder: Path) -> list[Path]:
-    """Precision-recall, sizes and overlays as PNG files in ``folder``."""
-    paths = [
-        precision_recall_plot(assessment.curves, folder / "precision_recall.png", classes=classes),
-        size_plot(assessment.predicted, assessment.truth, folder / "sizes.png"),
-    ]
-    if assessment.pictures:
-        paths.append(_sheet(assessment.pictures, folder / "overlays.png"))
-    return paths
+def chosen(images: int, pictures: int) -> frozenset[int]:
+    """The indices of at most so many of the images, evenly spread."""
+    return frozenset(range(0, images, max(1, -(-images // pictures)))) if pictures else frozenset()
 
 
 def _sheet(pictures: Sequence[Picture], path: Path) -> Path:

@@ -9,69 +9,27 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from stratum import storage
 from stratum.cluster import forwarded_environment, ray_is_local
 from stratum.data.images import IMAGE_SUFFIXES, DepthRule, read_image
 from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
-from stratum.inference.outputs import annotations_of, id_mask, instances_of, output_names, overlay_jpeg, png16, to_float, visible
-from stratum.measurements import Particle, check_scale, measure_instances
+from stratum.inference.instances import InstanceWriter
+from stratum.inference.masks import MaskWriter
+from stratum.inference.outputs import output_names
+from stratum.inference.work import BatchSpec, Found, Work
 from stratum.training.progress import Say, duration, say_nothing
 from stratum_models.errors import UserError
-from stratum_models.interface import InstancePrediction, Prediction
 from stratum_models.optimize import prepare_for_inference
-from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, above_threshold, load_package
+from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, load_package
 
 SAY_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSpec:
-    """What to predict and how."""
-
-    data: str  # a folder, a file, an s3:// prefix, or synthetic://
-    storage: str
-    score_threshold: float
-    mm_per_px: float | None = None
-    overlays: bool = True
-    batch_size: int = 4
-    workers: int = 0  # actors; 0: as many as the cluster has CPUs or GPUs
-    gpu: bool = False
-
-    def __post_init__(self) -> None:
-        check_scale(self.mm_per_px)
-        if not 0 <= self.score_threshold <= 1:
-            raise UserError(f"the score threshold is {self.score_threshold}, it must be between 0 and 1")
-        if self.batch_size < 1 or self.workers < 0:
-            raise UserError(f"batch size {self.batch_size} and workers {self.workers}: give at least 1 and 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """One image to predict: where it is, and the name of its results."""
-
-    index: int
-    uri: str
-    name: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What was found in one image, or why it could not be read."""
-
-    work: Work
-    error: str = ""
-    height: int = 0
-    width: int = 0
-    annotations: tuple[dict[str, Any], ...] = ()
-    particles: tuple[Particle, ...] = ()
 
 
 class Predictor:
@@ -85,15 +43,15 @@ class Predictor:
             for name, data in ray.get(package[0]).items():
                 (Path(folder) / name).write_bytes(data)
             loaded = load_package(Path(folder))
-        self._spec, self._manifest = spec, loaded.manifest
-        self._depth = DepthRule(**loaded.manifest.depth_rule) if loaded.manifest.depth_rule else None
-        self._device = torch.device("cuda" if spec.gpu else "cpu")
-        self._model = prepare_for_inference(loaded.model).to(self._device)
+        manifest = loaded.manifest
+        self._depth = DepthRule(**manifest.depth_rule) if manifest.depth_rule else None
+        self._model = prepare_for_inference(loaded.model).to("cuda" if spec.gpu else "cpu")
+        self._writer = InstanceWriter(spec, manifest) if manifest.task == "instance" else MaskWriter(spec, manifest)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Predict a batch."""
         found = self.predict([Work(**json.loads(text)) for text in rows["work"]])
-        return {"found": np.array([json.dumps(asdict(one)) for one in found], dtype=object)}
+        return {"found": np.array([one.to_json() for one in found], dtype=object)}
 
     def predict(self, works: Sequence[Work]) -> list[Found]:
         """What is in each of the images; those that cannot be read are named, not raised."""
@@ -104,32 +62,10 @@ class Predictor:
                 images[work.index] = read(work.uri, self._depth)
             except UserError as error:
                 errors[work.index] = str(error)
-        with torch.inference_mode():
-            predictions = self._model.predict([to_float(image).to(self._device) for image in images.values()]) if images else []
-        by_index = dict(zip(images, predictions, strict=True))
-        return [
-            Found(work=work, error=errors[work.index])
-            if work.index in errors
-            else self._keep(work, images[work.index], self._chosen(by_index[work.index]))
-            for work in works
-        ]
-
-    def _chosen(self, prediction: Prediction) -> InstancePrediction:
-        """What is written of a prediction: what scores enough and can be seen."""
-        return visible(instances_of(above_threshold(prediction.to("cpu"), self._spec.score_threshold)))
-
-    def _keep(self, work: Work, image: Tensor, prediction: InstancePrediction) -> Found:
-        """Write the files of one image and return the rest."""
-        storage.write_bytes(storage.join(self._spec.storage, "masks", f"{work.name}.png"), png16(id_mask(prediction)))
-        if self._spec.overlays:
-            storage.write_bytes(storage.join(self._spec.storage, "overlays", f"{work.name}.jpg"), overlay_jpeg(image, prediction))
-        return Found(
-            work=work,
-            height=int(image.shape[1]),
-            width=int(image.shape[2]),
-            annotations=tuple(annotations_of(prediction)),
-            particles=tuple(measure_instances(prediction, image=work.uri, classes=self._manifest.classes, mm_per_px=self._spec.mm_per_px)),
-        )
+        good = [work for work in works if work.index in images]
+        found = self._writer.find(self._model, good, [images[work.index] for work in good]) if good else []
+        by_index = {one.work.index: one for one in found}
+        return [by_index.get(work.index) or Found(work=work, error=errors[work.index]) for work in works]
 
 
 def list_work(spec: BatchSpec) -> list[Work]:
@@ -140,7 +76,8 @@ def list_work(spec: BatchSpec) -> list[Work]:
     data, results = storage.resolve(spec.data), storage.resolve(spec.storage)
     if storage.suffix(data) in IMAGE_SUFFIXES and storage.exists(data):
         return [Work(index=0, uri=data, name=storage.name(data).rsplit(".", 1)[0])]
-    own = [storage.join(results, "masks") + "/", storage.join(results, "overlays") + "/", storage.join(results, "sizes.png")]
+    own = [storage.join(results, "masks") + "/", storage.join(results, "overlays") + "/"]
+    own += [storage.join(results, name) for name in ("sizes.png", "areas.png", "legend.png")]
     uris = [uri for uri in storage.list_files(data, IMAGE_SUFFIXES) if not uri.startswith(tuple(own))]
     if not uris:
         raise UserError(f"{data}: no images there: name a folder with files that end in {', '.join(IMAGE_SUFFIXES)}")
@@ -212,12 +149,4 @@ def _stream(package: Path, spec: BatchSpec, works: Sequence[Work]) -> Iterator[F
         runtime_env={"env_vars": forwarded_environment()},  # where Ray was connected before the keys of S3 were set, as in a notebook
     )
     for row in answers.iter_rows():
-        values = json.loads(row["found"])
-        yield Found(
-            **{
-                **values,
-                "work": Work(**values["work"]),
-                "annotations": tuple(values["annotations"]),
-                "particles": tuple(Particle(**particle) for particle in values["particles"]),
-            }
-        )
+        yield Found.from_json(row["found"])

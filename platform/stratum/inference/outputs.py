@@ -15,7 +15,6 @@ from torch import Tensor
 from torchvision.io import encode_jpeg
 
 from stratum.data import rle
-from stratum.report.overlays import draw_instances
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, Prediction
 
@@ -46,17 +45,16 @@ def id_mask(prediction: InstancePrediction) -> NDArray[np.uint16]:
     return ids
 
 
-def png16(ids: NDArray[np.uint16]) -> bytes:
-    """A 16-bit grey PNG."""
+def grey_png(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """A grey PNG of as many bits as the values have."""
     buffer = io.BytesIO()
-    Image.fromarray(ids).save(buffer, format="PNG")
+    Image.fromarray(values).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def overlay_jpeg(image: Tensor, prediction: InstancePrediction) -> bytes:
-    """The image ``uint8 [3, H, W]`` with its instances drawn over it, as JPEG."""
-    drawn = draw_instances(image, prediction.masks)
-    return bytes(encode_jpeg(drawn.contiguous(), quality=90).numpy().tobytes())
+def jpeg(picture: Tensor) -> bytes:
+    """A picture ``uint8 [3, H, W]`` as JPEG."""
+    return bytes(encode_jpeg(picture.contiguous(), quality=90).numpy().tobytes())
 
 
 def annotations_of(prediction: InstancePrediction) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ taken for ``j``. Mean IoU and mean pixel accuracy are the slag paper's Eqs. 3 an
 is left out of every mean, and its own figure is NaN; where it was predicted all the same, that counts against the classes that were missed.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
@@ -19,7 +20,6 @@ from stratum.metrics.boundary import COLUMNS, boundary_counts, boundary_f
 from stratum_models.interface import IGNORE_INDEX, SemanticPrediction, SemanticTarget
 
 TOLERANCE = 2.0  # pixels by which a boundary may be off
-DEFAULT_SCORE_THRESHOLD = 0.5
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
@@ -60,8 +60,15 @@ class SemanticEvaluator:
         """
         names: Sequence[str | None] = keys if keys is not None else [None] * len(predictions)
         for prediction, target, key in zip(predictions, targets, names, strict=True):
-            if key is None or key not in self._keys:
-                self._add(self._record(prediction.probabilities, target.mask, key))
+            if prediction.probabilities.shape[0] != len(self.classes):
+                found = prediction.probabilities.shape[0]
+                raise ValueError(f"{found} probabilities for each pixel of {key or 'the image'}, but there are {len(self.classes)} classes")
+            self.update_labels(prediction.probabilities.detach().argmax(dim=0), target, key)
+
+    def update_labels(self, labels: Tensor, target: SemanticTarget, key: str | None = None) -> None:
+        """Takes the predicted classes ``[H, W]`` of one image: all that is left of one too large for its probabilities."""
+        if key is None or key not in self._keys:
+            self._add(self._record(labels, target.mask, key))
 
     def state(self) -> list[MaskRecord]:
         """What was gathered, an image an entry."""
@@ -79,7 +86,7 @@ class SemanticEvaluator:
         return self._sum("confusion", size * size).reshape(size, size)
 
     def compute(self) -> dict[str, float]:
-        """``val/miou``, ``val/mpa``, ``val/pa``, ``val/dice``, ``val/boundary_f``, ``val/iou/<class>``; NaN where nothing is labelled."""
+        """``val/miou``, ``val/mpa``, ``val/pa``, ``val/dice``, ``val/boundary_f``, ``val/iou_<class>``; NaN where nothing is labelled."""
         matrix = self.confusion()
         present = matrix.sum(axis=1) > 0
         iou, accuracy, dice = per_class(matrix)
@@ -88,22 +95,20 @@ class SemanticEvaluator:
         means = {"val/miou": iou, "val/mpa": accuracy, "val/dice": dice, "val/boundary_f": outlines}
         metrics = {name: _mean(values[present]) for name, values in means.items()}
         metrics["val/pa"] = float(np.trace(matrix)) / total if total else float("nan")
-        return metrics | {f"val/iou/{name}": float(value) for name, value in zip(self.classes, iou, strict=True)}
+        return metrics | {iou_name(name): float(value) for name, value in zip(self.classes, iou, strict=True)}
 
     def best_score_threshold(self) -> float:
-        """One half: each pixel gets its most probable class, whatever its probability."""
-        return DEFAULT_SCORE_THRESHOLD
+        """0: each pixel gets its most probable class, whatever its probability."""
+        return 0.0
 
-    def _record(self, probabilities: Tensor, mask: Tensor, key: str | None) -> MaskRecord:
+    def _record(self, labels: Tensor, mask: Tensor, key: str | None) -> MaskRecord:
         name, classes = key or "the image", len(self.classes)
-        if tuple(probabilities.shape) != (classes, *mask.shape):
-            found = "x".join(str(side) for side in probabilities.shape)
-            wanted = "x".join(str(side) for side in (classes, *mask.shape))
-            raise ValueError(f"the probabilities of {name} are {found}, {wanted} are wanted: predict each class at the image's size")
+        if labels.shape != mask.shape:
+            found, wanted = ("x".join(str(side) for side in one.shape) for one in (labels, mask))
+            raise ValueError(f"the prediction of {name} has {found} pixels, {wanted} are wanted: predict each class at the image's size")
         known = mask[mask != IGNORE_INDEX]
         if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < classes:
             raise ValueError(f"labels {int(known.min())}..{int(known.max())} of {name} lie outside the {classes} classes")
-        labels = probabilities.detach().argmax(dim=0)
         outlines = boundary_counts(labels.cpu().numpy(), mask.cpu().numpy(), classes, self.tolerance)
         return {
             "key": key,
@@ -123,6 +128,11 @@ class SemanticEvaluator:
         for record in self._records:
             total += np.array(record[name], dtype=np.int64)  # type: ignore[literal-required]
         return total
+
+
+def iou_name(label: str) -> str:
+    """The metric of a class: ``val/iou_<class>``, without what MLflow allows in no name and the slash, at which its pages cut names."""
+    return "val/iou_" + re.sub(r"[^\w.\- :]", "_", label)
 
 
 def confusion_of(labels: Tensor, mask: Tensor, classes: int) -> Tensor:

@@ -73,11 +73,17 @@ def draw_instances(
 
 
 def contact_sheet(
-    images: Sequence[Tensor], path: Path | str, columns: int = 6, captions: Sequence[str] | None = None, *, cell: int = 256
+    images: Sequence[Tensor],
+    path: Path | str,
+    columns: int = 6,
+    captions: Sequence[str] | None = None,
+    *,
+    cell: int = 256,
+    legend: Sequence[tuple[str, Colour]] = (),
 ) -> Path:
-    """Writes the images ``uint8 [3, H, W]``, of any sizes, as one picture of cells at most ``cell`` pixels wide; returns its path.
+    """Writes the images ``uint8 [3, H, W]``, of any sizes, as one picture of cells at most ``cell`` pixels wide, with a legend above them.
 
-    The suffix of ``path`` says the format; folders are made. ``ValueError`` where there is nothing to show.
+    Returns the path, whose suffix says the format; folders are made. ``ValueError`` where there is nothing to show.
     """
     if not images:
         raise ValueError("a contact sheet needs at least one image, got none")
@@ -90,10 +96,12 @@ def contact_sheet(
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
     step_x, step_y = width + _MARGIN, height + _MARGIN + (16 if captions is not None else 0)
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (_MARGIN + columns * step_x, _MARGIN + rows * step_y), _BACKGROUND)
+    key = legend_picture(legend, _MARGIN + columns * step_x)
+    sheet = Image.new("RGB", (key.width, key.height + _MARGIN + rows * step_y), _BACKGROUND)
+    sheet.paste(key, (0, 0))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for index, picture in enumerate(pictures):
-        left, top = _MARGIN + index % columns * step_x, _MARGIN + index // columns * step_y
+        left, top = _MARGIN + index % columns * step_x, key.height + _MARGIN + index // columns * step_y
         sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
         if captions is not None:
             pen.text((left, top + height + 1), _shorten(captions[index], width, pen, font), fill=_INK, font=font)
@@ -101,6 +109,26 @@ def contact_sheet(
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(target)
     return target
+
+
+def legend_picture(legend: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
+    """Names beside squares of their colours, in as many lines of ``width`` pixels as they need; of no height without any."""
+    font = ImageFont.load_default(14)
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    places: list[tuple[int, int]] = []
+    left, top = _MARGIN, _MARGIN
+    for name, _ in legend:
+        needed = 16 + 6 + round(pen.textlength(name, font=font)) + 18
+        if left > _MARGIN and left + needed > width:
+            left, top = _MARGIN, top + 22
+        places.append((left, top))
+        left += needed
+    picture = Image.new("RGB", (width, top + 22 if legend else 0), _BACKGROUND)
+    pen = ImageDraw.Draw(picture)
+    for (name, colour), (x, y) in zip(legend, places, strict=True):
+        pen.rectangle((x, y, x + 16, y + 16), fill=colour, outline=_INK)
+        pen.text((x + 22, y), name, fill=_INK, font=font)
+    return picture
 
 
 def _byte(value: float, white: float) -> int:

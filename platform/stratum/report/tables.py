@@ -17,6 +17,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stratum_models.interface import Task
+
 Row = Mapping[str, object]
 MISSING = "-"
 
@@ -54,20 +56,37 @@ ABLATION: tuple[Figure, ...] = (
     Figure(title="M params", metric="cost/params", scale=1e-6, digits=2),
 )
 
-# The paper's eleven indexes (section 4.1.3).
-INDEXES: tuple[Figure, ...] = (
-    Figure(title="box AP", metric="val/box_ap", paper="box_ap", scale=100),
-    Figure(title="box AP50", metric="val/box_ap50", paper="box_ap50", scale=100),
-    Figure(title="box AP75", metric="val/box_ap75", paper="box_ap75", scale=100),
-    Figure(title="mask AP", metric="val/mask_ap", paper="mask_ap", scale=100),
-    Figure(title="mask AP50", metric="val/mask_ap50", paper="mask_ap50", scale=100),
-    Figure(title="mask AP75", metric="val/mask_ap75", paper="mask_ap75", scale=100),
+_COSTS: tuple[Figure, ...] = (
     Figure(title="train ms/iter", metric="cost/train_step_ms", paper="train_ms"),
     Figure(title="train MB", metric="cost/train_memory_mb", paper="train_memory_mb", digits=0),
     Figure(title="infer ms", metric="cost/latency_ms", paper="infer_ms"),
     Figure(title="infer MB", metric="cost/infer_memory_mb", paper="infer_memory_mb", digits=0),
     Figure(title="size MB", metric="cost/size_mb", paper="size_mb"),
 )
+
+# The eleven indexes of the LosNet paper (section 4.1.3).
+_INSTANCE: tuple[Figure, ...] = (
+    Figure(title="box AP", metric="val/box_ap", paper="box_ap", scale=100),
+    Figure(title="box AP50", metric="val/box_ap50", paper="box_ap50", scale=100),
+    Figure(title="box AP75", metric="val/box_ap75", paper="box_ap75", scale=100),
+    Figure(title="mask AP", metric="val/mask_ap", paper="mask_ap", scale=100),
+    Figure(title="mask AP50", metric="val/mask_ap50", paper="mask_ap50", scale=100),
+    Figure(title="mask AP75", metric="val/mask_ap75", paper="mask_ap75", scale=100),
+    *_COSTS,
+)
+
+_SEMANTIC: tuple[Figure, ...] = (
+    Figure(title="mean IoU", metric="val/miou", paper="miou", scale=100),
+    Figure(title="mean pixel accuracy", metric="val/mpa", paper="mpa", scale=100),
+    Figure(title="pixel accuracy", metric="val/pa", paper="pa", scale=100),
+    Figure(title="Dice", metric="val/dice", scale=100),
+    Figure(title="boundary F", metric="val/boundary_f", scale=100),
+    *_COSTS,
+    Figure(title="G mult-adds", metric="cost/macs", paper="gmacs", scale=1e-9, digits=2),
+    Figure(title="M params", metric="cost/params", paper="params_m", scale=1e-6, digits=2),
+)
+
+INDEXES: dict[Task, tuple[Figure, ...]] = {"instance": _INSTANCE, "semantic": _SEMANTIC}
 
 
 def ablation_table(rows: Sequence[Row], *, figures: Sequence[Figure] = ABLATION, markdown: bool = False) -> str:
@@ -103,12 +122,12 @@ def narrow_tables(rows: Sequence[Row], *, figures: Sequence[Figure] = ABLATION, 
     return "\n".join(ablation_table(rows, figures=table) for table in tables)
 
 
-def index_table(rows: Sequence[Row], *, markdown: bool = False) -> str:
-    """The paper's eleven indexes, one line each, with two columns per model: ours and the paper's."""
+def index_table(rows: Sequence[Row], figures: Sequence[Figure] = _INSTANCE, *, markdown: bool = False) -> str:
+    """The indexes of a task, one line each, with two columns per model: ours and the paper's."""
     header = ["index", *(f"{_name(row)}, {side}" for row in rows for side in ("ours", "paper"))]
     lines = [
         [figure.title, *(_plain(_value(figure, side, row), figure.digits) for row in rows for side in ("ours", "paper"))]
-        for figure in INDEXES
+        for figure in figures
     ]
     return markdown_table(header, [("", lines)]) if markdown else text_table(header, [("", lines)])
 

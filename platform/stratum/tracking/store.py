@@ -65,7 +65,8 @@ def client_for(uri: str) -> "MlflowClient":
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient  # here: the import takes seconds, which `--help` should not cost
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # else a new sqlite file prints every migration
+    for talker in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(talker).setLevel(logging.WARNING)  # else a new sqlite file prints every migration
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

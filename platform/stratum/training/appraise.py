@@ -9,7 +9,8 @@ from torch.nn.functional import interpolate
 
 from stratum import cost, storage
 from stratum.data.source import Dataset
-from stratum.inference.assess import assess, write_figures
+from stratum.inference.assess import assess
+from stratum.inference.assess_masks import assess_masks
 from stratum.memory import MemoryRequest, peak_memory
 from stratum.report.plots import training_plot
 from stratum.training.engine import TrainResult
@@ -32,9 +33,10 @@ def measured_costs(result: TrainResult, spec: RunSpec, data: Dataset, size: tupl
     model = prepare_for_inference(timed_model(result.package).to(device))
     timing = cost.time_models({spec.name: model}, timed_images(data, size), repeats=9)[spec.name]
     overrides = cost.unresized(spec.model.overrides)
-    memory = peak_memory(MemoryRequest(preset=spec.model.preset, overrides=overrides, size=size, device=device))
+    classes = len(data.classes)
+    memory = peak_memory(MemoryRequest(preset=spec.model.preset, num_classes=classes, overrides=overrides, size=size, device=device))
     return {
-        **cost.preset_cost(spec.model.preset, size, num_classes=len(data.classes), overrides=overrides),
+        **cost.preset_cost(spec.model.preset, size, num_classes=classes, overrides=overrides),
         "cost/size_mb": cost.package_bytes(storage.fetch_tree(result.package)) / 2**20,  # as stored: --half makes it smaller
         "cost/latency_ms": timing.latency_ms,
         "cost/infer_memory_mb": memory.infer_mb,
@@ -63,12 +65,12 @@ def store_costs(package: str, costs: Mapping[str, float]) -> None:
 
 
 def draw_figures(result: TrainResult, data: Dataset, folder: Path) -> None:
-    """The curves of the training, and overlays, precision-recall and particle sizes of the package on the validation images."""
+    """The curves of the training, and what :func:`assess` and :func:`assess_masks` draw of the package on the validation images."""
     assert result.package is not None
     training_plot(result.history, folder / "training.png")
-    if data.task == "instance":
-        loaded = load_package(storage.fetch_tree(result.package))
-        write_figures(assess(loaded, data.val), data.classes, folder)
+    loaded = load_package(storage.fetch_tree(result.package))
+    found = assess(loaded, data.val) if data.task == "instance" else assess_masks(loaded, data.val)
+    found.draw(folder)
 
 
 def scaled(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

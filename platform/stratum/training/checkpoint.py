@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from stratum.training.context import STATE_FILE
 from stratum.training.ema import Ema
+from stratum_models.interface import SegmentationModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +59,15 @@ class State:
 class Parts:
     """What changes while a run goes on."""
 
-    model: nn.Module
+    model: SegmentationModel
     network: nn.Module  # the model as the context wraps it: its forward gives the loss terms
     optimizer: Optimizer
     scaler: GradScaler
-    ema: Ema[nn.Module] | None
-    best: nn.Module  # a copy on the CPU with the best evaluated weights
+    ema: Ema[SegmentationModel] | None
+    best: SegmentationModel  # a copy on the CPU with the best evaluated weights
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> SegmentationModel:
         """The weights that are evaluated and shipped: the EMA's where there is one."""
         return self.ema.model if self.ema else self.model
 

@@ -40,6 +40,7 @@ def train_epoch(parts: Parts, loader: EpochLoader, state: State, spec: TrainSpec
     start = time.monotonic()
     parts.network.train()
     steps = steps_in_epoch(loader, spec.accumulate)
+    tell_progress(parts, state.step, steps * spec.epochs)
     sums: dict[str, float] = {}
     images = batches = 0
     for done, window in enumerate(windows(loader, spec.accumulate), 1):
@@ -51,6 +52,7 @@ def train_epoch(parts: Parts, loader: EpochLoader, state: State, spec: TrainSpec
             images += len(batch[0]) * context.world_size
         update_weights(parts, spec)
         state.step += 1
+        tell_progress(parts, state.step, steps * spec.epochs)
         batches += len(window)
         progress.step(state.epoch, done / steps, averaged([sums], batches), images / (time.monotonic() - start))
     seconds = time.monotonic() - start
@@ -64,6 +66,12 @@ def train_epoch(parts: Parts, loader: EpochLoader, state: State, spec: TrainSpec
         "train/epoch_s": seconds,
         "train/memory_mb": max(context.gather(peak_memory_mb(context.device))),
     }
+
+
+def tell_progress(parts: Parts, step: int, steps: int) -> None:
+    """Tells the model, and its averaged twin, how much of training is done: what follows a schedule is the same in both, not averaged."""
+    for model in (parts.model, parts.evaluated):
+        model.set_progress(step / steps)
 
 
 def windows(loader: EpochLoader, accumulate: int) -> Iterator[list[Batch]]:

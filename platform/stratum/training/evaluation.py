@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from stratum.metrics.instance import InstanceEvaluator
+from stratum.metrics.semantic import SemanticEvaluator
 from stratum.training.context import Context
-from stratum_models.errors import UserError
 from stratum_models.interface import Prediction, Target, Task
 
 Batch = tuple[Sequence[Tensor], Sequence[Target], Sequence[str]]  # images float32 [3, H, W] in 0..1, targets, URIs
@@ -33,14 +33,12 @@ class Evaluator(Protocol):
         """The metrics, named as everywhere: ``val/mask_ap50``, ..."""
 
     def best_score_threshold(self) -> float:
-        """The score from which an instance is worth showing."""
+        """The score from which an instance is worth showing; 0 where there are no scores."""
 
 
 def evaluator_for(task: Task, classes: Sequence[str]) -> Evaluator:
     """The evaluator of a task."""
-    if task == "instance":
-        return InstanceEvaluator(len(classes))
-    raise UserError(f"there is no evaluator for the task {task!r}: use a model for instances")
+    return InstanceEvaluator(len(classes)) if task == "instance" else SemanticEvaluator(classes)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import nn
 
 from stratum import storage
 from stratum.data.loader import Loader, build_loader
-from stratum.data.source import Dataset, load_data
+from stratum.data.source import Dataset, load_data, require_task
 from stratum.training.allocator import keep_freed_memory
 from stratum.training.context import Context, LocalContext
 from stratum.training.engine import Log, TrainResult, train
@@ -38,11 +38,7 @@ def check(spec: RunSpec, say: Say = say_nothing) -> Dataset:
     """
     resolve_config(spec.model.preset, spec.model.overrides)
     data = load(spec)
-    task = preset(spec.model.preset).task
-    if task != data.task:
-        raise UserError(
-            f"model {spec.model.preset} is for {task} segmentation, the labels of {spec.data.uri} are for {data.task} segmentation"
-        )
+    require_task(data, preset(spec.model.preset).task, f"model {spec.model.preset}", spec.data)
     if not len(data.val):
         raise UserError(f"{spec.data.uri}: no validation images: add a val part or raise the validation fraction")
     spec.train.check_batch(len(data.train), spec.num_workers)
@@ -154,8 +150,9 @@ def parameters(spec: RunSpec) -> dict[str, Any]:
 def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = say_nothing) -> TrainResult:
     """Trains what the spec says, on this rank; rank 0 writes the package to ``<storage>/<name>/package``.
 
-    The result's metrics are those of the package: the weights of the epoch with the highest ``val/mask_ap50`` (the EMA's, where
-    there is one), evaluated once more on the validation images, from which the score threshold is chosen too.
+    The result's metrics are those of the package: the weights of the epoch with the highest :data:`BEST_METRIC` (the EMA's,
+    where there is one), evaluated once more on the validation images, from which the score threshold of
+    instances is chosen too.
     """
     if spec.threads:
         torch.set_num_threads(spec.threads)
@@ -253,6 +250,7 @@ def write_package(spec: RunSpec, data: Dataset, model: SegmentationModel, result
         cost={name: value for name, value in metrics.items() if name.startswith("cost/")},
         data_fingerprint=data.fingerprint,
         score_threshold=evaluator.best_score_threshold(),
+        tile=spec.data.tile,
     )
     uri = storage.join(run_folder(spec), "package")
     with tempfile.TemporaryDirectory(prefix="stratum-package-") as folder:
