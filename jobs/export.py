@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stratum import storage
 from stratum.cli import option_pairs, run_job
@@ -12,6 +13,9 @@ from stratum_models.catalog import build_model, preset
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
 from stratum_models.package import load_package
+
+if TYPE_CHECKING:
+    from stratum.onnx_export import Exported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,27 +47,34 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Write what a network gives before post-processing (logits, or scores, distances and mask weights) as one ONNX file.
+    """Write what a network gives before post-processing (logits, or scores, distances and mask weights) as an ONNX file.
 
-    The input is float32 [B, 3, H, W] in 0..1; normalisation is inside. The file gets its name only after onnxruntime has run it and
-    agreed with PyTorch within 1e-3.
+    The input is float32 [B, 3, H, W] in 0..1; normalisation is inside. A file gets its name only after onnxruntime has run it and
+    agreed with PyTorch within 1e-3. A pipeline of two stages becomes two files, NAME.stage1.onnx and NAME.stage2.onnx.
     """
     size = parse_size(args.size)
     model, about = _from_package(args.package) if args.package else _from_preset(args)
     from stratum.onnx_export import export_onnx  # onnxruntime: seconds that a mistake in the flags should not cost
 
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "model.onnx"
-        done = export_onnx(model, path, size, dynamic=args.dynamic, about=about)
-        storage.upload_file(path, args.output)
-        mebibytes = path.stat().st_size / 2**20
-    for name, shape in done.outputs.items():
-        print(f"{name:<14} {list(shape)}")
+        files: dict[str, Path] = {}
+        for name, part in model.exportable.items():
+            path = Path(scratch) / f"{name or 'model'}.onnx"
+            done = export_onnx(part, path, size, dynamic=args.dynamic, about={**about, "part": name})
+            files[args.output.removesuffix(".onnx") + (f".{name}" if name else "") + ".onnx"] = path
+            _describe(name, done, size)
+        for uri, path in files.items():  # none before all of them are good
+            storage.upload_file(path, uri)
+            print(f"written: {storage.resolve(uri)} ({path.stat().st_size / 2**20:.1f} MB)")
+
+
+def _describe(name: str, done: "Exported", size: tuple[int, int]) -> None:
+    for output, shape in done.outputs.items():
+        print(f"{f'{name} {output}'.strip():<20} {list(shape)}")
     print(f"batch, height and width: {'open' if done.dynamic else f'fixed at 1x{size[0]}x{size[1]}'}")
     if done.refusal:
         print(f"warning: they could not be left open: {done.refusal}")
     print(f"differs from PyTorch by {done.error:.1e} at most")
-    print(f"written: {storage.resolve(args.output)} ({mebibytes:.1f} MB)")
 
 
 def _from_package(uri: str) -> tuple[SegmentationModel, dict[str, object]]:

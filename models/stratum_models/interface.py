@@ -92,8 +92,15 @@ class SegmentationModel(nn.Module, ABC):
     def predict(self, images: Sequence[Tensor]) -> Sequence[Prediction]:
         """One prediction per image, at the size of the image, without gradient."""
 
-    def set_progress(self, fraction: float) -> None:
-        """Hears before every step of training, and at its end, how much of it is done: 0 to 1. Most models have no use for it."""
+    @property
+    def exportable(self) -> "dict[str, SegmentationModel]":
+        """The models whose dense outputs can be exported, by the name that tells them apart: itself, or the stages that it is made of."""
+        return {"": self}
+
+    @property
+    def input_channels(self) -> int:
+        """``C`` of :meth:`dense_outputs`."""
+        return 3
 
     @property
     def divisor(self) -> int:
@@ -101,7 +108,7 @@ class SegmentationModel(nn.Module, ABC):
         raise UserError(f"{type(self).__name__} has no dense outputs that stand alone: choose another model")
 
     def dense_outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """What the network gives before its post-processing, by name, for a batch ``float32 [B, 3, H, W]`` in 0..1: what can be exported.
+        """What the network gives before its post-processing, by name, for a batch ``float32 [B, C, H, W]`` in 0..1: what can be exported.
 
         Images are padded with the mean colour that the model normalises with.
 
@@ -109,6 +116,9 @@ class SegmentationModel(nn.Module, ABC):
             UserError: there is no such part that stands alone.
         """
         raise UserError(f"{type(self).__name__} has no dense outputs that stand alone: choose another model")
+
+    def set_progress(self, fraction: float) -> None:
+        """Hears before every step of training, and at its end, how much of it is done: 0 to 1. Most models have no use for it."""
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Weights, and activations with them, channels-first or channels-last."""

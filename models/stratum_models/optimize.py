@@ -55,7 +55,7 @@ def _conv_norm_pairs(model: SegmentationModel) -> list[tuple[nn.Conv2d, nn.Batch
     hooks = [m.register_forward_hook(after_conv) for m in model.modules() if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(before_norm) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     try:
-        model.predict([torch.rand(3, PROBE_SIZE, PROBE_SIZE, device=model.device)])
+        model.predict([torch.rand(model.input_channels, PROBE_SIZE, PROBE_SIZE, device=model.device)])
     finally:
         for hook in hooks:
             hook.remove()

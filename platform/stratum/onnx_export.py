@@ -1,6 +1,6 @@
 """A model's dense outputs as one ONNX file, run by onnxruntime before anyone gets to see it.
 
-Shapes: ``B`` images, ``H`` and ``W`` their padded size.
+Shapes: ``B`` images of ``C`` channels (three colours, more where a pipeline adds them), ``H`` and ``W`` their padded size.
 """
 
 import json
@@ -43,11 +43,11 @@ class DenseNetwork(nn.Module):
         super().__init__()
         self.model = model
         with torch.no_grad():
-            example = torch.zeros(1, 3, model.divisor, model.divisor, device=model.device)
+            example = torch.zeros(1, model.input_channels, model.divisor, model.divisor, device=model.device)
             self.names = tuple(model.dense_outputs(example))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """``float32 [B, 3, H, W]`` in 0..1 to the outputs in the order of ``names``."""
+        """``float32 [B, C, H, W]`` in 0..1 to the outputs in the order of ``names``."""
         return tuple(self.model.dense_outputs(images).values())
 
 
@@ -71,7 +71,7 @@ def export_onnx(
         nearest = "x".join(str(-(-side // divisor) * divisor) for side in size)
         raise UserError(f"size {size[0]}x{size[1]}: both sides must be multiples of {divisor}, such as {nearest}")
     network = DenseNetwork(prepare_for_inference(model, channels_last=False)).eval()
-    metadata = {**(about or {}), "divisor": divisor, "input": "float32 RGB in 0..1, padded with the mean colour"}
+    metadata = {**(about or {}), "divisor": divisor, "input": "float32 in 0..1, RGB first, padded with the mean colour"}
     attempts, refusal = ([True, False] if dynamic else [False]), ""
     for free in attempts:
         try:
@@ -83,7 +83,7 @@ def export_onnx(
             continue
         if error <= TOLERANCE:
             with torch.no_grad():
-                shapes = {name: tuple(x.shape) for name, x in zip(network.names, network(torch.zeros(1, 3, *size)), strict=True)}
+                shapes = {name: tuple(x.shape) for name, x in zip(network.names, network(_noise(network, 1, *size)), strict=True)}
             return Exported(outputs=shapes, dynamic=free, error=error, refusal=refusal)
         refusal = f"onnxruntime differs from PyTorch by {error:.2g}, more than {TOLERANCE:g}"
     raise UserError(f"this model cannot be exported to ONNX: {refusal}")
@@ -92,7 +92,7 @@ def export_onnx(
 def difference(network: DenseNetwork, path: Path, shape: tuple[int, int, int]) -> float:
     """The largest difference between onnxruntime and PyTorch on noise of ``(batch, height, width)``, in units of the value or of 1."""
     batch, height, width = shape
-    images = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    images = _noise(network, batch, height, width)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = network(images)
@@ -101,12 +101,15 @@ def difference(network: DenseNetwork, path: Path, shape: tuple[int, int, int]) -
     return max(float(((ours - theirs).abs() / theirs.abs().clamp(min=1)).max()) for ours, theirs in pairs)
 
 
+def _noise(network: DenseNetwork, batch: int, height: int, width: int) -> Tensor:
+    return torch.rand(batch, network.model.input_channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
 def _write(network: DenseNetwork, path: Path, size: tuple[int, int], divisor: int | None, metadata: Mapping[str, object]) -> None:
     """Trace and save; with a divisor batch, height and width are free."""
     shapes: Any = None
-    images = torch.rand(1, 3, *size)
+    images = _noise(network, 2 if divisor else 1, *size)  # a batch of one would be taken for a constant
     if divisor:
-        images = torch.rand(2, 3, *size)  # a batch of one would be taken for a constant
         rows, columns = torch.export.Dim("rows", min=1, max=1024), torch.export.Dim("columns", min=1, max=1024)
         shapes = ({0: torch.export.Dim("batch", min=1, max=1024), 2: divisor * rows, 3: divisor * columns},)
     with torch.no_grad():

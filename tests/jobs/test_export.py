@@ -86,6 +86,17 @@ def test_a_fixed_size_to_s3(job: ModuleType, s3_env: Any, tmp_path: Path, capsys
     assert "fixed at 1x64x64" in capsys.readouterr().out
 
 
+def test_two_stages_are_two_files(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pipeline.onnx"
+    arguments = ("--preset", "two_stage_debug", "--set", "prior=yes", "--classes", "3", "--size", "32x32", "--no-dynamic")
+    assert end(job, *arguments, "--output", out) == 0
+    paths = [tmp_path / f"pipeline.stage{number}.onnx" for number in (1, 2)]
+    assert sorted(tmp_path.iterdir()) == paths
+    sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in paths]
+    assert [session.get_inputs()[0].shape for session in sessions] == [[1, 3, 32, 32], [1, 6, 32, 32]]
+    assert "stage2 logits" in capsys.readouterr().out
+
+
 def test_a_file_that_says_something_else_gets_no_name(
     job: ModuleType, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,8 @@ from stratum_models.catalog import CATALOG, build_model, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.losnet.config import LosNetConfig
 
-PARAMETERS = {  # with the classes of the paper's setting, or one
+LEAST_CLASSES = {"instance": 1, "semantic": 2}
+PARAMETERS = {  # with the classes of the paper's setting, or as few as there can be
     "losnet": 2_399_386,  # the paper's 26 MB is a training checkpoint of a network of this size
     "losnet_r50": 25_262_266,
     "losnet_r101": 44_254_394,
@@ -39,6 +40,9 @@ PARAMETERS = {  # with the classes of the paper's setting, or one
     "unet_vgg16": 24_866_307,
     "fcn_r50": 23_508_032 + 3 * (512 + 1024 + 2048) + 9,  # ResNet-50 without its classifier, and three layers of scores
     "fcn_vgg16": 27_835_209,
+    "unet_s2": 14_123_682,
+    "two_stage": 2 * 14_123_682,
+    "two_stage_small": 1_767_252,
 }
 DEVIATING = {"fcn_r50", "hrformer_small", "slag_deeplab"}  # from the paper's parameters by more than 3 %: see the READMEs
 
@@ -48,7 +52,7 @@ def test_every_preset_has_its_parameters() -> None:
     for name, known in CATALOG.items():
         if not name.endswith("_debug"):
             with torch.device("meta"):
-                model = build_model(name, num_classes=known.setting.classes if known.setting else 1)
+                model = build_model(name, num_classes=known.setting.classes if known.setting else LEAST_CLASSES[known.task])
             assert model.task == known.task, name
             counts[name] = sum(p.numel() for p in model.parameters())
     assert counts == PARAMETERS

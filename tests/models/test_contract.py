@@ -53,6 +53,8 @@ ARCHITECTURES = {
     "slag_deeplab": Architecture(preset="slag_deeplab_debug"),
     "deeplab": Architecture(preset="slag_deeplab_debug", overrides={"separable_aspp": False, "ema_groups": 0}),
     "unet": Architecture(preset="unet_r18", overrides={"decoder_channels": (16, 16, 8, 8, 8)}),
+    "strided_unet": Architecture(preset="unet_s2_debug"),
+    "two_stage": Architecture(preset="two_stage_debug", overrides={"stage2": "hrnet_debug", "prior": True}),
     "fcn": Architecture(preset="fcn_r50", overrides={"backbone": "resnet18", "hidden_channels": 8}),
 }
 
@@ -150,9 +152,8 @@ class TestContract:
         learn(model, images, targets)
         dead = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not dead
-        network = model.network if model.task == "semantic" else model
-        assert isinstance(network, torch.nn.Module)
-        for part, module in network.named_children():  # not each parameter: BN that starts at zero keeps those before it still
+        for part, module in getattr(model, "network", model).named_children():
+            # Not each parameter: BN that starts at zero keeps those before it still.
             gradients = [p.grad for p in module.parameters() if p.grad is not None]
             assert not gradients or any(g.any() for g in gradients), part
 
@@ -238,10 +239,11 @@ class TestContract:
             with pytest.raises(UserError, match="no dense outputs"):
                 export_onnx(model, path, (64, 96))
             return
-        export_onnx(model, path, (64, 96), dynamic=False)
-        images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(7))
-        with torch.no_grad():
-            expected = model.dense_outputs(images)
-        found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(list(expected), {"images": images.numpy()})
-        for (key, theirs), ours in zip(expected.items(), found, strict=True):
-            torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+        for part in model.exportable.values():
+            export_onnx(part, path, (64, 96), dynamic=False)
+            images = torch.rand(1, part.input_channels, 64, 96, generator=torch.Generator().manual_seed(7))
+            with torch.no_grad():
+                expected = part.dense_outputs(images)
+            found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(list(expected), {"images": images.numpy()})
+            for (key, theirs), ours in zip(expected.items(), found, strict=True):
+                torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-3, msg=lambda text, key=key: f"{key}: {text}")

@@ -161,7 +161,7 @@ SERVER = """
 import sys
 ours = [path for path in sys.path if path.rstrip("/").rpartition("/")[2] in ("platform", "models", "serve")]
 sys.path[:] = [path for path in sys.path if path not in ours]
-for name in ("ray", "rich", "tyro", "optuna", "skimage", "torchmetrics", "segmentation_models_pytorch"):
+for name in ("ray", "rich", "tyro", "optuna", "skimage", "torchmetrics"):
     sys.modules[name] = None  # not among the requirements: importing it fails
 import mlflow.pyfunc, numpy
 model = mlflow.pyfunc.load_model(sys.argv[1])

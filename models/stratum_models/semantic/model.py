@@ -52,6 +52,11 @@ class SemanticModel(SegmentationModel):
         return _at_size(output[0] if isinstance(output, tuple) else output, images)
 
     @property
+    def input_channels(self) -> int:
+        """Three colours, and what a pipeline adds to them."""
+        return len(self.normalize.mean)
+
+    @property
     def divisor(self) -> int:
         """What the sides of a batch must be multiples of."""
         return self.normalize.divisor

@@ -86,6 +86,11 @@ class TwoStage(SegmentationModel):
         self.stage1.set_progress(min(fraction / share, 1.0) if share else 1.0)
         self.stage2.set_progress(max(fraction - share, 0.0) / (1 - share) if share < 1 else 0.0)
 
+    @property
+    def exportable(self) -> dict[str, SegmentationModel]:
+        """Both stages; what lies between them depends on the image."""
+        return {"stage1": self.stage1, "stage2": self.stage2}
+
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """The terms of the stage that is learning, named ``stage1_...`` and ``stage2_...``; of both where no progress was told."""
         terms: dict[str, Tensor] = {}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ARTIFACT = "package"
 LOADER = "stratum.registry.pyfunc"
 REQUIREMENTS = (  # of what a model's own code imports; MLflow adds itself
-    *("torch", "torchvision", "timm", "safetensors", "numpy", "scipy"),
+    *("torch", "torchvision", "timm", "segmentation-models-pytorch", "safetensors", "numpy", "scipy"),
     *("pillow", "tifffile", "pycocotools", "boto3", "platformdirs", "psutil"),
 )
 SHA_TAG = "weights_sha256"
