@@ -32,7 +32,7 @@ def monte_carlo_gate(logits: Tensor, temperature: Tensor, samples: int, *, seed:
         seed: of the generator.
         chunk: draws held in memory at once; each takes as much as the logits.
     """
-    generator = torch.Generator(logits.device).manual_seed(seed)
+    generator = None if logits.is_meta else torch.Generator(logits.device).manual_seed(seed)  # without values, only costs are counted
     total = torch.zeros_like(logits)
     for start in range(0, samples, chunk):
         draws = [_noise(torch.empty_like(logits[:1]), generator) for _ in range(min(chunk, samples - start))]

@@ -25,10 +25,11 @@ from ray.tune.search.optuna import OptunaSearch
 from stratum import storage
 from stratum.tracking import client_for
 from stratum.training.progress import duration
+from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, TIME, UTILITY
 from stratum.tuning.space import search_space
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.studies import Study
-from stratum.tuning.trial import FINISHED, JUDGED, PACKAGE, RUN_ID, TIME, UTILITY, earlier_run, run_trial
+from stratum.tuning.trial import earlier_run, run_trial
 
 NO_CPU = 2**20  # bytes of memory that a trial's function asks for: Tune wants it to ask for something, and CPUs are for its workers
 ENDED = ("TERMINATED", "ERROR")  # Tune's words

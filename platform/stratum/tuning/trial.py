@@ -4,7 +4,6 @@ The function itself asks for no CPUs: it only waits for the workers of the train
 """
 
 import logging
-import math
 import os
 import statistics
 import tempfile
@@ -17,7 +16,6 @@ from typing import Any
 
 import ray
 import ray.tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from stratum import cost, storage
 from stratum.data.source import load_data
@@ -31,6 +29,7 @@ from stratum.training.flags import with_class_weights
 from stratum.training.progress import say_nothing
 from stratum.training.run import RUN_FILE, build_loaders, claim, claimed, load, parameters, run_folder, write_package
 from stratum.training.spec import RunSpec
+from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, Report
 from stratum.tuning.space import Judgement, Variant
 from stratum.tuning.spec import SweepSpec
 from stratum_models.catalog import build_model
@@ -39,31 +38,7 @@ from stratum_models.package import load_package
 
 logger = logging.getLogger(__name__)
 
-# What trials report to Tune beside the metrics of training.
-UTILITY, FINISHED, TIME, RUN_ID, PACKAGE = "sweep/utility", "sweep/finished", "sweep/time", "sweep/run_id", "sweep/package"
-JUDGED = "sweep/judged"
 PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0)  # seconds between tries to open a trial's run while the tracking store is away
-
-
-class Report(TuneReportCallback):
-    """Forwards an epoch's metrics to Tune, with the costs that are known beforehand and the utility they make.
-
-    ``sweep/time`` is the epoch. The last one has none, so that the scheduler passes over it: it must not stop a trial that is done and
-    about to write its package.
-    """
-
-    def __init__(self, fixed: Mapping[str, Any], sweep: SweepSpec) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._fixed, self._sweep = dict(fixed), sweep
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called in the trainer's controller, once for each report of the workers."""
-        row = {**metrics[0], **self._fixed}
-        if row.get("epoch", 1) < self._sweep.base.train.epochs:
-            row[TIME] = int(row.get("epoch", 1))
-        if math.isfinite(utility := self._sweep.plan.utility(row)):
-            row[UTILITY] = utility
-        super().after_report(run_context, [row], checkpoint)
 
 
 def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, tracking: str) -> None:
@@ -79,7 +54,7 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
         claim(spec, run.run_id)
         run.log_metrics(known)
         fixed = {**known, RUN_ID: run.run_id}
-        result = run_distributed(spec, callbacks=[Report(fixed, sweep)], run_id=run.run_id)
+        result = run_distributed(spec, callbacks=[Report(fixed, sweep.study, sweep.base.train.epochs)], run_id=run.run_id)
         final = {**_beside_others(result, spec), **known}
         final[UTILITY] = sweep.plan.utility(final)
         run.log_metrics(final, step=result.epochs)
