@@ -82,7 +82,7 @@ def test_ctrl_c_ends_cleanly_and_the_sweep_resumes(tmp_path: Path, mlflow_sqlite
 
     again = start("--storage", tmp_path / "out", "--resume", "one")
     try:
-        said, errors = again.communicate(timeout=200)
+        said, errors = again.communicate(timeout=500)
     finally:
         end(again)
     assert again.returncode == 0, said + errors
