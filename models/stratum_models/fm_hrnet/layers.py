@@ -8,6 +8,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stratum_models.strided import StridedConv
+
 Resize = Literal["bilinear", "nearest"]
 
 
@@ -29,7 +31,7 @@ def conv_norm(
 ) -> nn.Sequential:
     """A convolution without bias, padded to keep the size (``ceil(size / stride)``), BN and, if wanted, ReLU."""
     padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
+    conv = StridedConv(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
     layers: list[nn.Module] = [conv, BatchNorm(outputs)]
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stratum_models.strided import StridedConv
+
 
 class FeaturePyramid(nn.Module):
     """1x1 convolutions that align the channels, then sums from the top down (figure 3b).
@@ -24,7 +26,7 @@ class FeaturePyramid(nn.Module):
         self.lateral = nn.ModuleList([nn.Conv2d(c, channels, 1) for c in in_channels])
         smooth = [nn.Conv2d(channels, channels, 3, padding=1) if convs else nn.Identity() for _ in in_channels]
         self.smooth = nn.ModuleList(smooth)
-        extra = [nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(2 if extra_levels else 0)]
+        extra = [StridedConv(channels, channels, 3, stride=2, padding=1) for _ in range(2 if extra_levels else 0)]
         self.extra = nn.ModuleList(extra)
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
