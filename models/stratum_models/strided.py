@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 
 class StridedConv(nn.Conv2d):
-    """``nn.Conv2d``, but maps of one column, which have nothing to stride over sideways, are convolved with stride 1 there: the same values.
+    """``nn.Conv2d``, but maps of one column, which have nothing to stride over sideways, get stride 1 there: the same values.
 
-    In bfloat16 on a CPU the gradient of the weights of a strided 3x3 convolution on such a map is uninitialised memory, often NaN (torch 2.15
-    with oneDNN, any batch and height); with stride 1 sideways, and on wider maps, it is right. Kernels must be odd and padded by half.
+    In bfloat16 on a CPU the gradient of the weights of a strided 3x3 convolution on such a map is uninitialised memory, often NaN
+    (torch 2.15 with oneDNN, any batch and height); with stride 1 sideways, and on wider maps, it is right. Kernels must be odd and padded
+    by half.
     """
 
     def forward(self, x: Tensor) -> Tensor:
