@@ -22,12 +22,10 @@ def check_sweep(sweep: SweepSpec, say: Say) -> None:
     grid = sweep.grid()
     check_options(sweep, grid)
     check_tasks(sweep, grid)
+    check_models(grid)
     preset, overrides = networks(sweep, grid)[0]
     data = check(replace(sweep.base, model=replace(sweep.base.model, preset=preset, overrides=overrides)))
     report_problems(data, say)
-    for variant in grid.variants if grid else ():
-        if not variant.rows:  # those of the tables are known to be there
-            build_model(variant.preset, num_classes=len(data.classes), overrides=variant.overrides)
 
 
 def check_free(sweep: SweepSpec) -> None:
@@ -59,6 +57,14 @@ def check_tasks(sweep: SweepSpec, grid: Grid | None) -> None:
             raise UserError(f"model {preset} is for {preset_of(preset).task} segmentation: a sweep of {sweep.study} compares {task} models")
     if sweep.class_weights and task != "semantic":
         raise UserError("--class-weights: models for instances have none: leave the flag out")
+
+
+def check_models(grid: Grid | None) -> None:
+    """Raises UserError for a model of one's own that cannot be built; those of the tables are known to be, and data are not read yet."""
+    for variant in grid.variants if grid else ():
+        if not variant.rows:
+            weights = vars(resolve_config(variant.preset, variant.overrides)).get("class_weights", ())
+            build_model(variant.preset, num_classes=len(weights) or 2, overrides=variant.overrides)
 
 
 def networks(sweep: SweepSpec, grid: Grid | None) -> list[tuple[str, Mapping[str, object]]]:
