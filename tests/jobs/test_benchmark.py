@@ -1,7 +1,6 @@
-import importlib.util
+import importlib
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from stratum.registry import log_package, promote
 from stratum.tracking import open_run
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.package import Manifest, save_package
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def benchmark(*arguments: str | Path) -> int:
@@ -146,11 +143,4 @@ def test_records_that_cannot_be_written_are_refused_before_measuring(
 
 
 def load_job(name: str) -> Any:
-    """The script as a module: jobs are no package."""
-    spec = importlib.util.spec_from_file_location(f"job_{name}", ROOT / "jobs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)

@@ -1,6 +1,6 @@
 """jobs/check_data.py from its command line: report, contact sheet, exit codes."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -21,13 +21,7 @@ SCRIPT = Path(__file__).parents[2] / "jobs" / "check_data.py"
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_data_job", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("check_data")
 
 
 def run(job: ModuleType, *argv: str) -> int:

@@ -1,6 +1,6 @@
 """jobs/evaluate.py on synthetic ore and on files: figures that agree with pycocotools, and refusals of one line."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -20,18 +20,12 @@ from stratum_models.catalog import build_model
 from stratum_models.interface import InstancePrediction, InstanceTarget
 from stratum_models.package import Manifest, load_package, save_package
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = "synthetic://ore?images=8&size=96&rocks=15"
 
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_job", ROOT / "jobs" / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("evaluate")
 
 
 @pytest.fixture

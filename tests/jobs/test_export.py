@@ -1,8 +1,7 @@
 """jobs/export.py: files that onnxruntime runs like PyTorch, at sizes of one's own; nothing half-written, one line for a mistake."""
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,18 +16,10 @@ from stratum_models.catalog import build_model
 from stratum_models.interface import SegmentationModel
 from stratum_models.package import Manifest, load_package, save_package
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("export_job", ROOT / "jobs" / "export.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("export")
 
 
 def end(job: ModuleType, *argv: str | Path) -> int:

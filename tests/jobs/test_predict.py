@@ -1,7 +1,7 @@
 """jobs/predict.py on Ray Data: files of all kinds in, masks, COCO, overlays and measurements out; broken ones named."""
 
 import csv
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -18,17 +18,10 @@ from stratum_models.catalog import build_model
 from stratum_models.interface import InstancePrediction
 from stratum_models.package import Manifest, load_package, save_package
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("predict_job", ROOT / "jobs" / "predict.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("predict")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """jobs/promote.py: the alias goes to the best version within the limits, and the job says why."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -13,17 +13,10 @@ from stratum.tracking import client_for, open_run, tracking_uri
 from stratum_models.catalog import build_model
 from stratum_models.package import Manifest, save_package
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("promote_job", ROOT / "jobs" / "promote.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("promote")
 
 
 def end(job: ModuleType, *argv: str) -> int:

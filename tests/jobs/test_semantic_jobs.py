@@ -1,9 +1,8 @@
 """The jobs on class masks: trained, measured and used with the same commands as instances."""
 
 import csv
-import importlib.util
+import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +23,6 @@ from stratum_models.interface import SemanticPrediction, SemanticTarget
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import Manifest, load_package, save_package
 
-JOBS = Path(__file__).parents[2] / "jobs"
 COAL = "synthetic://coal?images=8&size=64&seed=0"
 CELLS = "synthetic://cells?images=8&size=64&seed=0"
 FOLD = ("--folds", "4", "--fold", "1", "--tile", "32")
@@ -32,13 +30,7 @@ TINY = ("--augment", "none", "--batch", "4", "--epochs", "2", "--evaluate-every"
 
 
 def job(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"semantic_{name}_job", JOBS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)
 
 
 def run(name: str, *argv: str) -> int:

@@ -1,7 +1,6 @@
 """jobs/train.py from its command line: what it keeps, what it refuses, how it goes on."""
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +13,6 @@ from stratum.training.run import check
 from stratum_models.catalog import build_model
 from stratum_models.package import Manifest, load_package, save_package
 
-SCRIPT = Path(__file__).parents[2] / "jobs" / "train.py"
 TINY = ["--data", "synthetic://ore?images=10&size=64&seed=0", "--model", "losnet_debug", "--size", "64", "--augment", "none"]
 TINY += ["--batch", "4", "--epochs", "2", "--evaluate-every", "1", "--workers", "0", "--cost-size", "64x64"]
 
@@ -24,13 +22,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU he
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_job", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("train")
 
 
 def run(job: ModuleType, *argv: str) -> int:

@@ -1,7 +1,6 @@
 """What the flags of every sweeping job mean, without Ray."""
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,12 @@ from stratum.tuning.studies import STUDIES
 from stratum_models.catalog import preset
 from stratum_models.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 CELLS = "synthetic://cells?images=8&size=64"
 all_studies = pytest.mark.parametrize("study", STUDIES)
 
 
 def load_job(study: str) -> Any:
-    """The script as a module: jobs are no package."""
-    spec = spec_from_file_location(f"job_tune_{study}", ROOT / "jobs" / f"tune_{study}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"tune_{study}")
 
 
 @all_studies

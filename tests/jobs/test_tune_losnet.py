@@ -1,6 +1,6 @@
 """The sweep's command: Ctrl-C, resume, bad input, each in a process of its own with a local Ray."""
 
-import importlib.util
+import importlib
 import os
 import signal
 import subprocess
@@ -174,11 +174,4 @@ def test_the_papers_augmentation_is_judged_at_the_papers_size() -> None:
 
 
 def load_job(name: str) -> Any:
-    """The script as a module: jobs are no package."""
-    spec = importlib.util.spec_from_file_location(f"job_{name}", ROOT / "jobs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)

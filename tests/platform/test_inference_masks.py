@@ -30,7 +30,7 @@ class ByBrightness(SegmentationModel):
         self.seen: list[tuple[int, int]] = []
 
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        raise NotImplementedError
+        raise AssertionError("it is only asked to predict")
 
     def predict(self, images: Sequence[Tensor]) -> Sequence[Prediction]:
         self.seen += [(int(image.shape[1]), int(image.shape[2])) for image in images]

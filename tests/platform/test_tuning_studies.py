@@ -61,7 +61,8 @@ def test_networks_that_no_preset_has_are_built(table: str) -> None:
     # The others are presets, or differ from one by widths and switches that the models' own tests build.
     for variant in ablation_grid(STUDIES["slag"], (table,)).variants:
         with torch.device("meta"):
-            build_model(variant.preset, num_classes=3, overrides=variant.overrides)
+            model = build_model(variant.preset, num_classes=3, overrides=variant.overrides)
+        assert model.predict([torch.rand(3, 64, 64, device="meta")])[0].probabilities.shape == (3, 64, 64)  # type: ignore[union-attr]
 
 
 @all_studies
