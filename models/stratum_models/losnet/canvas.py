@@ -8,6 +8,7 @@ Shapes: ``D`` instances of one image of ``H x W`` pixels; the mask features have
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class Canvas:
 
     def paint(self, logits: Sequence[Tensor]) -> Tensor:
         """Logits of each window, ``[bottom - top, right - left]``, to bool masks ``[D, H, W]``."""
-        masks = torch.zeros(len(logits), len(self.vertical), self.horizontal.shape[1], dtype=torch.bool, device=self.vertical.device)
+        masks = _blank((len(logits), len(self.vertical), self.horizontal.shape[1]), self.vertical.device)
         for mask, logit, (x0, y0, x1, y1), (top, left, bottom, right) in zip(
             masks, logits, self.frames.tolist(), self.windows.tolist(), strict=True
         ):
@@ -73,6 +74,11 @@ def around_masks(masks: Tensor, boxes: Tensor) -> Tensor:
     beyond = [hit.shape[1] - hit.flip(1).argmax(1) for hit in (columns, rows)]
     tight = torch.stack(first + beyond, dim=1).to(boxes.dtype)
     return torch.where(rows.amax(1, keepdim=True) > 0, tight, boxes)
+
+
+def _blank(shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Bool zeros. On a CPU of numpy's, whose pages cost nothing until a mask is painted on them; PyTorch writes each of them first."""
+    return torch.from_numpy(np.zeros(shape, dtype=bool)) if device.type == "cpu" else torch.zeros(shape, dtype=torch.bool, device=device)
 
 
 def _interpolation(pixels: int, visible: float, cells: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from stratum_models.losnet.config import CODE_CHANNELS
 from stratum_models.losnet.losses import full_precision
@@ -57,8 +56,8 @@ def dynamic_masks(features: Tensor, image: Tensor, params: Tensor, locations: Te
         x = torch.cat(
             [torch.addmm(b.reshape(-1, 1), k.reshape(-1, k.shape[-1]), f).view(-1, CODE_CHANNELS, height * width) for f, k, b in first]
         )
-        x = torch.baddbmm(biases[1][..., None], weights[1], F.relu(x))
-        x = torch.baddbmm(biases[2][..., None], weights[2], F.relu(x))
+        x = torch.baddbmm(biases[1][..., None], weights[1], x.relu_())
+        x = torch.baddbmm(biases[2][..., None], weights[2], x.relu_())
     return x.view(-1, height, width)
 
 
@@ -68,10 +67,10 @@ def windowed_masks(
     """What :func:`dynamic_masks` gives inside a window of each instance, without the rest of the image.
 
     A stone covers a thousandth of its image. Windows are widened to squares whose sides are powers of two; those of one size, from all
-    images, go through the three layers together.
+    images, go through the three layers together. A window of half the map or more is cut out of the whole one, which no instance copies.
 
     Args:
-        features, image, params, locations, scales, stride: as in :func:`dynamic_masks`; ``image`` in any order.
+        features, image, params, locations, scales, stride: as in :func:`dynamic_masks`.
         windows: int64 ``[M, 4]`` on the CPU: top, left, bottom, right in pixels of the mask features, none empty.
 
     Returns:
@@ -85,12 +84,15 @@ def windowed_masks(
         kernel, bias = _absolute(weights[0], biases[0], locations.to(pixels.dtype), scales.to(pixels.dtype))
         layers = [(k.transpose(1, 2), b[:, None]) for k, b in zip((kernel, *weights[1:]), (bias, *biases[1:]), strict=True)]
         for chosen, rows, columns in _same_size(windows, height, width):
-            side = (rows.to(features.device), columns.to(features.device))
-            cell = image[chosen, None, None] * (height * width) + side[0][:, :, None] * width + side[1][:, None]  # [m, h, w]
-            x = pixels[cell.flatten()].view(len(chosen), -1, CODE_CHANNELS + 2)
-            for depth, (k, b) in enumerate(layers):
-                x = torch.baddbmm(b[chosen], F.relu(x) if depth else x, k[chosen])
-            logits = x.view(len(chosen), rows.shape[1], columns.shape[1])
+            if rows.shape[1] == height and columns.shape[1] == width:
+                logits = dynamic_masks(features, image[chosen], params[chosen], locations[chosen], scales[chosen], stride)
+            else:
+                side = (rows.to(features.device), columns.to(features.device))
+                cell = image[chosen, None, None] * (height * width) + side[0][:, :, None] * width + side[1][:, None]  # [m, h, w]
+                x = pixels[cell.flatten()].view(len(chosen), -1, CODE_CHANNELS + 2)
+                for depth, (k, b) in enumerate(layers):
+                    x = torch.baddbmm(b[chosen], x.relu_() if depth else x, k[chosen])
+                logits = x.view(len(chosen), rows.shape[1], columns.shape[1])
             first = torch.stack([rows[:, 0], columns[:, 0]], dim=1).repeat(1, 2)
             for i, logit, (top, left, bottom, right) in zip(chosen.tolist(), logits, (windows[chosen] - first).tolist(), strict=True):
                 found[i] = logit[top:bottom, left:right]
@@ -103,6 +105,8 @@ def _same_size(windows: Tensor, height: int, width: int) -> Iterator[tuple[Tenso
     sides = 2 ** longest.to(torch.float32).log2().ceil().long()
     for side in sorted(set(sides.tolist())):
         h, w = min(side, height), min(side, width)
+        if 2 * h * w >= height * width:
+            h, w = height, width
         for chosen in (sides == side).nonzero()[:, 0].split(max(1, MOST_PIXELS // (h * w))):
             top, left = windows[chosen, 0].clamp(max=height - h), windows[chosen, 1].clamp(max=width - w)
             yield chosen, top[:, None] + torch.arange(h), left[:, None] + torch.arange(w)
