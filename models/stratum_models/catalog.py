@@ -324,7 +324,7 @@ def build_model(
     """A model of the catalog with random weights, its backbone's apart where ``backbone_weights`` is a local file or ``"imagenet"``.
 
     Raises:
-        UserError: see :func:`resolve_config` and :func:`stratum_models.losnet.backbone.build_backbone`.
+        UserError: see :func:`resolve_config` and :func:`stratum_models.weights.load_classifier`.
     """
     if num_classes < 1:
         raise UserError(f"model {name} needs at least one class, got {num_classes}")

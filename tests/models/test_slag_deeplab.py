@@ -14,7 +14,8 @@ from stratum_models.slag_deeplab.config import SlagDeepLabConfig
 from stratum_models.slag_deeplab.ema import EfficientMultiScaleAttention
 from stratum_models.slag_deeplab.layers import conv_block
 from stratum_models.slag_deeplab.paper import PAPER_ROWS
-from stratum_models.slag_deeplab.trunk import Trunk, load_classifier
+from stratum_models.timm_trunk import TimmTrunk
+from stratum_models.weights import load_classifier
 
 DEBUG = resolve_config("slag_deeplab_debug")
 assert isinstance(DEBUG, SlagDeepLabConfig)
@@ -175,7 +176,7 @@ def test_trunk_gives_the_deepest_map_of_each_stride() -> None:
             ("resnet50", (256, 2048)),
             ("vgg16_bn", (256, 512)),
         ):
-            trunk = Trunk(name, (4, 16), 16)
+            trunk = TimmTrunk(name, (4, 16), 16)
             low, high = trunk(torch.zeros(1, 3, 64, 96))
             assert trunk.channels == channels
             assert low.shape == (1, channels[0], 16, 24)
@@ -187,11 +188,11 @@ def test_trunk_gives_the_deepest_map_of_each_stride() -> None:
 )
 def test_backbones_that_cannot_serve_are_refused(name: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        Trunk(name, (4, 16), 16)
+        TimmTrunk(name, (4, 16), 16)
 
 
 def test_classifier_weights_reach_the_trunk(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    source, target = Trunk("mobilenetv2_035", (4, 16), 16), Trunk("mobilenetv2_035", (4, 16), 16)
+    source, target = TimmTrunk("mobilenetv2_035", (4, 16), 16), TimmTrunk("mobilenetv2_035", (4, 16), 16)
     state = {key.removeprefix("trunk."): value for key, value in source.state_dict().items()}
     torch.save({**state, "classifier.weight": torch.zeros(10, 4)}, tmp_path / "weights.pth")
     load_classifier(target, "mobilenetv2_035", str(tmp_path / "weights.pth"))

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from stratum_models.errors import UserError
 from stratum_models.semantic.config import SemanticConfig
 from stratum_models.semantic.model import SemanticModel
-from stratum_models.slag_deeplab.trunk import Trunk, load_classifier
+from stratum_models.timm_trunk import TimmTrunk
+from stratum_models.weights import load_classifier
 
 STRIDES = (8, 16, 32)
 BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50")
@@ -49,11 +50,11 @@ class PooledTrunk(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.trunk = Trunk(name, (4, 8, 16))
+        self.trunk = TimmTrunk(name, (4, 8, 16))
         self.channels = self.trunk.channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """As :meth:`Trunk.forward`."""
+        """As :meth:`TimmTrunk.forward`."""
         return [F.max_pool2d(features, 2) for features in self.trunk(images)]
 
 
@@ -105,7 +106,7 @@ def build_fcn(config: FCNConfig, num_classes: int, backbone_weights: str | None 
     Raises:
         UserError: the weights do not fit.
     """
-    trunk = PooledTrunk(config.backbone) if config.backbone.startswith("vgg") else Trunk(config.backbone, STRIDES)
+    trunk = PooledTrunk(config.backbone) if config.backbone.startswith("vgg") else TimmTrunk(config.backbone, STRIDES)
     if backbone_weights is not None:
         load_classifier(trunk.trunk if isinstance(trunk, PooledTrunk) else trunk, config.backbone, backbone_weights)
     network = FCN8s(trunk, trunk.channels, num_classes, hidden_channels=config.hidden_channels, dropout=config.dropout)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from stratum_models.batching import resize_images
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, InstanceTarget, Prediction, SegmentationModel, Target
-from stratum_models.losnet.backbone import file_weights, hub_weights
+from stratum_models.weights import load_classifier
 
 LAST_STRIDE = 32  # one image that is no larger leaves BN a single value
 
@@ -85,11 +84,8 @@ class MaskRCNN(SegmentationModel):
 
 
 def build_mask_rcnn(config: MaskRCNNConfig, num_classes: int, backbone_weights: str | None = None) -> MaskRCNN:
-    """A Mask R-CNN; ``backbone_weights`` as in :func:`stratum_models.losnet.backbone.build_backbone`, for torchvision's ``resnet50``."""
+    """A Mask R-CNN; ``backbone_weights`` as in :func:`load_classifier`, of ``resnet50``."""
     model = MaskRCNN(config, num_classes)
     if backbone_weights is not None:
-        state = hub_weights("resnet50") if backbone_weights == "imagenet" else file_weights(Path(backbone_weights))
-        missing = model.net.backbone.body.load_state_dict(state, strict=False).missing_keys
-        if missing:
-            raise UserError(f"backbone weights {backbone_weights} do not fit ResNet-50: {len(missing)} tensors missing, e.g. {missing[0]}")
+        load_classifier(model.net.backbone.body, "resnet50", backbone_weights)
     return model

@@ -8,7 +8,7 @@ from torch import nn
 from stratum_models.errors import UserError
 from stratum_models.semantic.config import SemanticConfig
 from stratum_models.semantic.model import SemanticModel
-from stratum_models.slag_deeplab.trunk import load_classifier
+from stratum_models.weights import load_classifier
 
 DEPTHS = {"resnet18": 5, "resnet50": 5, "vgg16": 4, "vgg16_bn": 4}  # times that each encoder halves the size
 

@@ -3,7 +3,6 @@
 Shapes: ``B`` images, ``H`` and ``W`` the size of the batch, ``s`` the stem's stride, ``C`` the width.
 """
 
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from stratum_models.errors import UserError
 from stratum_models.hrnet.config import BRANCHES, TrunkConfig
-from stratum_models.losnet.backbone import file_weights, hub_weights
+from stratum_models.weights import IMAGENET, load_classifier
 
 PUBLISHED = (18, 30, 32, 40, 44, 48, 64)  # widths of which timm has ImageNet weights
 DEPTH = ((1, 4, 3), 4)  # modules and blocks of those
@@ -104,22 +103,11 @@ def build_trunk(config: TrunkConfig, weights: str | None = None) -> HRNetTrunk:
         UserError: there are no such weights, the file does not fit, or the hub cannot be reached.
     """
     trunk = HRNetTrunk(config.width, config.stem_strides, config.modules, config.blocks)
-    if weights == "imagenet" and (config.width not in PUBLISHED or (config.modules, config.blocks) != DEPTH):
+    if weights == IMAGENET and (config.width not in PUBLISHED or (config.modules, config.blocks) != DEPTH):
         raise UserError(
             f"there are no ImageNet weights of an HRNet with width={config.width}, modules={config.modules}, blocks={config.blocks}: "
             f"take a width of {', '.join(map(str, PUBLISHED))} at modules 1,4,3 and blocks 4, or --backbone-weights none"
         )
     if weights is not None:
-        state = hub_weights(f"hrnet_w{config.width}") if weights == "imagenet" else file_weights(Path(weights))
-        _load(trunk, state, f"hrnet_w{config.width} from {weights}")
+        load_classifier(trunk.net, f"hrnet_w{config.width}", weights)
     return trunk
-
-
-def _load(trunk: HRNetTrunk, state: dict[str, Tensor], source: str) -> None:
-    """Copies what the trunk has; the classifier's tensors are left."""
-    own = trunk.net.state_dict()
-    fitting = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
-    missing = [key for key in own if key not in fitting and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(f"backbone weights of {source} do not fit: {len(missing)} of {len(own)} tensors missing, e.g. {missing[0]}")
-    trunk.net.load_state_dict(fitting, strict=False)

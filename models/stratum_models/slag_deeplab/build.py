@@ -8,7 +8,8 @@ from stratum_models.slag_deeplab.aspp import AtrousPyramid
 from stratum_models.slag_deeplab.config import SlagDeepLabConfig
 from stratum_models.slag_deeplab.ema import EfficientMultiScaleAttention
 from stratum_models.slag_deeplab.model import OUTPUT_STRIDE, STRIDES, DeepLabV3Plus
-from stratum_models.slag_deeplab.trunk import Trunk, colours, load_classifier
+from stratum_models.timm_trunk import TimmTrunk, colours
+from stratum_models.weights import load_classifier
 
 DIVISOR = 2 * OUTPUT_STRIDE  # so that the smallest batch has four cells for BN to take its statistics from
 
@@ -19,7 +20,7 @@ def build_slag_deeplab(config: SlagDeepLabConfig, num_classes: int, backbone_wei
     Raises:
         UserError: the backbone, its weights or the number of groups do not fit.
     """
-    trunk = Trunk(config.backbone, STRIDES, OUTPUT_STRIDE)
+    trunk = TimmTrunk(config.backbone, STRIDES, OUTPUT_STRIDE)
     if backbone_weights is not None:
         load_classifier(trunk, config.backbone, backbone_weights)
     high = trunk.channels[-1]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from stratum_models.slag_deeplab.aspp import AtrousPyramid
 from stratum_models.slag_deeplab.layers import conv_block, initialize
-from stratum_models.slag_deeplab.trunk import Trunk
+from stratum_models.timm_trunk import TimmTrunk
 
 STRIDES = (4, 16)  # of the features that the decoder takes as they are, and of those that the pyramid looks at
 OUTPUT_STRIDE = STRIDES[-1]
@@ -30,7 +30,7 @@ class DeepLabV3Plus(nn.Module):
 
     def __init__(
         self,
-        trunk: Trunk,
+        trunk: TimmTrunk,
         attention: nn.Module,
         pyramid: AtrousPyramid,
         pyramid_channels: int,

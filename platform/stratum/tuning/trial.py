@@ -5,7 +5,6 @@ The function itself asks for no CPUs: it only waits for the workers of the train
 
 import logging
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +54,7 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
         run.log_metrics(known)
         fixed = {**known, RUN_ID: run.run_id}
         result = run_distributed(spec, callbacks=[Report(fixed, sweep.study, sweep.base.train.epochs)], run_id=run.run_id)
-        final = {**_beside_others(result, spec), **known}
+        final = {**_beside_others(result.metrics), **known}
         final[UTILITY] = sweep.plan.utility(final)
         run.log_metrics(final, step=result.epochs)
         log_figures(run, result, spec)
@@ -72,7 +71,7 @@ def judge(judgement: Judgement, variant: Variant, spec: RunSpec, trained: TrainR
         # The trial's own place on the cluster has no CPUs; "DEFAULT" looks outside of it.
         task = ray.remote(num_cpus=spec.cpus_per_worker, num_gpus=int(spec.use_gpu), scheduling_strategy="DEFAULT")(evaluated_again)
         result: TrainResult = ray.get(task.remote(spec, trained))
-        metrics = {**_beside_others(result, spec), **static_costs(variant.preset, judgement.overrides, sweep)}
+        metrics = {**_beside_others(result.metrics), **static_costs(variant.preset, judgement.overrides, sweep)}
         metrics[UTILITY] = sweep.plan.utility(metrics)
         run.log_metrics(metrics, step=result.epochs)
     return {"metrics": metrics, "run_id": run.run_id, "package": result.package}
@@ -138,16 +137,13 @@ def static_costs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec)
     return cost.preset_cost(preset, sweep.cost_size, num_classes=classes, overrides=cost.unresized(overrides))
 
 
-def _beside_others(result: TrainResult, spec: RunSpec) -> dict[str, float]:
-    """The metrics with the time of an iteration, the median over the epochs, and the memory of training under ``train/...``.
+def _beside_others(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics with time and memory of training under ``train/...``.
 
     Other trials ran beside this one and share its machine: ``cost/train_step_ms`` and ``cost/train_memory_mb`` are measured alone, later.
     """
-    metrics = dict(result.metrics)
-    if "cost/train_memory_mb" in metrics:
-        metrics["train/memory_mb"] = metrics.pop("cost/train_memory_mb")
-    rates = [row["train/images_per_s"] for row in result.history if row.get("train/images_per_s", 0) > 0]
-    return metrics | ({"train/step_ms": 1000 * spec.train.batch_size / statistics.median(rates)} if rates else {})
+    shared = ("cost/train_step_ms", "cost/train_memory_mb")
+    return {name.replace("cost/train_", "train/") if name in shared else name: value for name, value in metrics.items()}
 
 
 def earlier_run(spec: RunSpec) -> str | None:

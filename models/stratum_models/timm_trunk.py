@@ -1,10 +1,9 @@
-"""The trunk: feature maps of a timm network at chosen strides, its last stages dilated where the stride must stay small.
+"""Feature maps of a timm network at chosen strides, its last stages dilated where the stride must stay small.
 
 Shapes: ``B`` images of ``H x W``, ``C`` channels.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from stratum_models.errors import UserError
-from stratum_models.losnet.backbone import file_weights, hub_weights
 
 
-class Trunk(nn.Module):
+class TimmTrunk(nn.Module):
     """A timm classification network without its classifier.
 
     Args:
@@ -38,7 +36,7 @@ class Trunk(nn.Module):
         try:
             with torch.device("meta"):  # only to see what it offers
                 reductions = _features(name, options).feature_info.reduction()
-        except (AssertionError, RuntimeError, TypeError) as error:  # timm's models without features, or without that output stride
+        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:  # no features, or not that output stride
             raise UserError(f"{refusal} ({error})") from error
         if missing := set(strides) - set(reductions):
             raise UserError(f"{refusal} (it has none at {', '.join(map(str, sorted(missing)))})")
@@ -52,11 +50,6 @@ class Trunk(nn.Module):
         return list(self.trunk(images))
 
 
-def _features(name: str, options: Mapping[str, Any]) -> Any:
-    """timm's feature extractor; its type says nothing of ``feature_info``."""
-    return timm.create_model(name, features_only=True, pretrained=False, **options)
-
-
 def colours(name: str) -> tuple[Sequence[float], Sequence[float]]:
     """The mean and standard deviation of each colour with which timm trained a network (Xception's are not ImageNet's usual ones)."""
     known = timm.get_pretrained_cfg(name)
@@ -65,30 +58,6 @@ def colours(name: str) -> tuple[Sequence[float], Sequence[float]]:
     return known.mean, known.std
 
 
-def load_classifier(trunk: nn.Module, name: str, weights: str) -> None:
-    """Copies a classification network's weights into its trunk.
-
-    Args:
-        trunk: a module whose tensors have the names that they have in the classification network, but for a prefix ``trunk.`` and the
-            first dot, which timm writes as an underscore (``features.0`` is ``features_0``).
-        name: of the classification network, in timm.
-        weights: ``"imagenet"`` (from the model hub), or a local ``.safetensors`` or ``.pth`` file.
-
-    Raises:
-        UserError: the hub cannot be reached, or the weights do not fit.
-    """
-    state = hub_weights(name) if weights == "imagenet" else file_weights(Path(weights))
-    named = {new: tensor for key, tensor in state.items() for new in _names(key)}
-    own = trunk.state_dict()
-    fitting = {key: named[key] for key, tensor in own.items() if key in named and named[key].shape == tensor.shape}
-    missing = [key for key in own if key not in fitting and not key.endswith("num_batches_tracked")]
-    if missing:
-        problem = f"{len(missing)} of {len(own)} tensors missing, e.g. {missing[0]}"
-        raise UserError(f"backbone weights {weights} do not fit {name}: {problem}; give a file with the weights of timm's {name}")
-    trunk.load_state_dict(fitting, strict=False)
-
-
-def _names(key: str) -> tuple[str, ...]:
-    """The names that a classification network's tensor may have in a trunk."""
-    flat = key.replace(".", "_", 1)
-    return key, f"trunk.{key}", f"trunk.{flat}"
+def _features(name: str, options: Mapping[str, Any]) -> Any:
+    """timm's feature extractor; its type says nothing of ``feature_info``."""
+    return timm.create_model(name, features_only=True, pretrained=False, **options)
