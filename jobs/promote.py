@@ -12,8 +12,8 @@ class Args:
 
     model: str
     """The registered model."""
-    metric: str = "val/mask_ap50"
-    """What is best: highest, or lowest for costs and losses."""
+    metric: str = ""
+    """What is best: highest, or lowest for costs and losses; by default val/mask_ap50, or val/miou for models that label pixels."""
     max: tuple[str, ...] = ()
     """Limits that a version must keep, such as cost/latency_ms=40 cost/size_mb=10."""
     alias: str = "champion"

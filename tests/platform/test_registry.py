@@ -13,7 +13,7 @@ from PIL import Image
 
 from stratum import storage
 from stratum.registry import fetch_package, log_package, promote
-from stratum.registry.promotion import Candidate, choose, parse_limits
+from stratum.registry.promotion import Candidate, choose, parse_limits, usual_metric
 from stratum.tracking import client_for, open_run, tracking_uri
 from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
@@ -200,7 +200,7 @@ def test_the_best_within_the_limits_is_promoted(store: str, make: PackageMaker) 
     assert "90, above 40" in reasons["2"]
     assert "has no val/mask_ap50" in reasons["4"]
     assert client_for(store).get_model_version_by_alias("limits", "champion").version == 3
-    assert promote("limits", "val/mask_ap50").previous == "3"
+    assert promote("limits").previous == "3"
     assert promote("limits", "cost/latency_ms", alias="fastest").version == "4"
     with pytest.raises(UserError, match="no version of limits can be promoted"):
         promote("limits", "val/mask_ap50", ["cost/latency_ms=1"])
@@ -215,6 +215,11 @@ def test_the_newer_of_equals_is_taken_and_not_a_number_is_nothing() -> None:
     assert best is not None
     assert best.version == "10"
     assert [version for version, _ in refused] == ["9", "11", "12"]
+
+
+@pytest.mark.parametrize("metric", ["val/mask_ap50", "val/miou"])
+def test_what_is_best_follows_from_what_was_measured(metric: str) -> None:
+    assert usual_metric([Candidate(version="1", tags={}), Candidate(version="2", tags={metric: "0.5", "val/pa": "0.9"})]) == metric
 
 
 @pytest.mark.parametrize("limit", ["cost/latency_ms", "cost/latency_ms=", "cost/latency_ms=fast", "40"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from stratum.registry.packages import known_models
 from stratum.tracking.store import check_reachable, client_for, one_line_errors, tracking_uri
+from stratum.training.evaluation import BEST_METRIC
 from stratum_models.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,9 +46,10 @@ class Promotion:
     warnings: tuple[str, ...] = ()
 
 
-def promote(name: str, metric: str, constraints: Sequence[str] = (), alias: str = "champion") -> Promotion:
+def promote(name: str, metric: str = "", constraints: Sequence[str] = (), alias: str = "champion") -> Promotion:
     """Give ``alias`` to the version of ``name`` with the best ``metric``; costs and losses are better lower, all else higher.
 
+    Without a metric it is the one by which training keeps its best weights, mask AP50 for instances and mean IoU for labelled pixels.
     ``constraints`` are maxima such as ``cost/latency_ms=40``; a version without that figure is not taken. The newer of equals wins.
     Raises UserError where no version qualifies; nothing is changed then.
     """
@@ -57,6 +59,7 @@ def promote(name: str, metric: str, constraints: Sequence[str] = (), alias: str 
     client = client_for(uri)
     with one_line_errors(uri):
         candidates = _candidates(client, name)
+        metric = metric or usual_metric(candidates)
         best, passed_over = choose(candidates, metric, limits)
         if best is None:
             reasons = "; ".join(f"version {version} {reason}" for version, reason in passed_over)
@@ -115,6 +118,11 @@ def _candidates(client: "MlflowClient", name: str) -> list[Candidate]:
             f"no version of a model named {name!r} is registered (known models: {known_models(client)}): train one with --register"
         )
     return [Candidate(version=str(found.version), tags=found.tags) for found in versions]
+
+
+def usual_metric(candidates: Sequence[Candidate]) -> str:
+    """Of the metrics that training keeps its best weights by, the one that most versions have."""
+    return max(BEST_METRIC.values(), key=lambda metric: sum(candidate.figure(metric) is not None for candidate in candidates))
 
 
 def _refusal(candidate: Candidate, metric: str, limits: Mapping[str, float]) -> str:
