@@ -49,7 +49,8 @@ def test_records_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_more_models_than_are_in_memory_at_once(tmp_path: Path) -> None:
     out = tmp_path / "cost.json"
-    names = [name for name in CATALOG if name.endswith("_debug")]
+    tasks = [[name for name in CATALOG if name.endswith("_debug") and CATALOG[name].task == task] for task in ("instance", "semantic")]
+    names = [*tasks[0][:1], *tasks[1][:4]]
     assert benchmark("--models", ",".join(names), "--size", "64x96", "--repeats", "1", "--json", out) == 0
     records = json.loads(out.read_text())
     assert [record["model"] for record in records] == names

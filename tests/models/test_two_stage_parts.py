@@ -46,7 +46,7 @@ def test_hard_merge_is_the_function_on_picked_pixels_and_nothing_elsewhere(grid:
     assert torch.equal(before, kept)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(grid=GRIDS, seed=st.integers(0, 99), share=st.sampled_from([0.0, 0.3, 1.0]))
 def test_blended_merge_is_the_function_on_picked_pixels_and_nothing_beyond_the_margin(grid: Grid, seed: int, share: float) -> None:
     image, before = drawn(3, grid.height, grid.width, seed=seed), drawn(2, grid.height, grid.width, seed=seed + 1)

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stratum import storage
 from stratum.cluster import ray_is_local
 from stratum.tracking import RunLogger
+from stratum.training.context import Context
 from stratum.training.engine import TrainResult
 from stratum.training.errors import NonFiniteLossError
 from stratum.training.journal import open_journal
@@ -111,7 +112,7 @@ def run_distributed(
     return on_workers(partial(work, spec, run, say or say_on_stdout), spec, callbacks)
 
 
-def work(spec: RunSpec, run: RunLogger | None, say: Say, context: RayContext) -> TrainResult:
+def work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
     """What each worker does; rank 0 logs."""
     if run is None or context.rank != 0:
         return execute(spec, context, None, say)

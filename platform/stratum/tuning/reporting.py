@@ -6,6 +6,7 @@ seconds to import, does not come with it.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -17,22 +18,35 @@ UTILITY, FINISHED, TIME, RUN_ID, PACKAGE = "sweep/utility", "sweep/finished", "s
 JUDGED = "sweep/judged"
 
 
-class Report(TuneReportCallback):
-    """Forwards an epoch's metrics to Tune, with the costs that are known beforehand and the utility they make.
+@dataclass(frozen=True, kw_only=True)
+class EpochRows:
+    """Makes what Tune is told of an epoch: its metrics with the costs that are known beforehand, and the utility they make.
 
     ``sweep/time`` is the epoch. The last one has none, so that the scheduler passes over it: it must not stop a trial that is done and
     about to write its package.
     """
 
-    def __init__(self, fixed: Mapping[str, Any], study: str, epochs: int) -> None:
+    fixed: Mapping[str, Any]
+    study: str
+    epochs: int
+
+    def __call__(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The row of one epoch."""
+        row = {**metrics, **self.fixed}
+        if row.get("epoch", 1) < self.epochs:
+            row[TIME] = int(row.get("epoch", 1))
+        if math.isfinite(utility := find_study(self.study).utility(row)):
+            row[UTILITY] = utility
+        return row
+
+
+class Report(TuneReportCallback):
+    """Forwards an epoch of several workers to Tune."""
+
+    def __init__(self, rows: EpochRows) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._fixed, self._study, self._epochs = dict(fixed), study, epochs
+        self._rows = rows
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called in the trainer's controller, once for each report of the workers."""
-        row = {**metrics[0], **self._fixed}
-        if row.get("epoch", 1) < self._epochs:
-            row[TIME] = int(row.get("epoch", 1))
-        if math.isfinite(utility := find_study(self._study).utility(row)):
-            row[UTILITY] = utility
-        super().after_report(run_context, [row], checkpoint)
+        super().after_report(run_context, [self._rows(metrics[0])], checkpoint)

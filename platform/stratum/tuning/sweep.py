@@ -18,12 +18,13 @@ from typing import Any, Literal
 
 import ray
 from ray import tune
-from ray.tune import Callback, ResultGrid, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, FailureConfig, ResultGrid, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from stratum import storage
 from stratum.tracking import client_for
+from stratum.training.distributed import worker_resources
 from stratum.training.progress import duration
 from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, TIME, UTILITY
 from stratum.tuning.space import search_space
@@ -31,7 +32,7 @@ from stratum.tuning.spec import SweepSpec
 from stratum.tuning.studies import Study
 from stratum.tuning.trial import earlier_run, run_trial
 
-NO_CPU = 2**20  # bytes of memory that a trial's function asks for: Tune wants it to ask for something, and CPUs are for its workers
+NO_CPU = {"memory": 2.0**20}  # what a trial asks for that waits for its workers: Tune wants it to ask for something
 ENDED = ("TERMINATED", "ERROR")  # Tune's words
 State = Literal["finished", "stopped", "failed", "interrupted"]
 Say = Callable[[str], None]
@@ -130,7 +131,8 @@ def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool =
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables: what is worth saying, Watch says
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    tuner = _tuner(tune.with_resources(trial, {"memory": NO_CPU}), sweep, tracking, resume, say)
+    resources = NO_CPU if sweep.base.num_workers > 1 else worker_resources(sweep.base)
+    tuner = _tuner(tune.with_resources(trial, resources), sweep, tracking, resume, say)
     with _signals() as interrupt:
         grid = tuner.fit()
     rows = [row for result, trial in _results(grid) for row in _rows(result, trial, sweep, interrupt.is_set())]
@@ -178,7 +180,8 @@ def _tuner(trainable: Any, sweep: SweepSpec, tracking: str, resume: bool, say: S
         )
         return tuner
     space, config = _space(sweep)
-    run = RunConfig(name="tune", storage_path=path, storage_filesystem=filesystem, callbacks=[watch], verbose=0)
+    failures = FailureConfig(max_failures=sweep.base.max_failures)
+    run = RunConfig(name="tune", storage_path=path, storage_filesystem=filesystem, failure_config=failures, callbacks=[watch], verbose=0)
     return Tuner(trainable, param_space=space, tune_config=config, run_config=run)
 
 

@@ -1,6 +1,7 @@
-"""One trial: a plain function of Ray Tune that opens the trial's MLflow run and trains its network with Ray Train.
+"""One trial: a plain function of Ray Tune that opens the trial's MLflow run and trains its network.
 
-The function itself asks for no CPUs: it only waits for the workers of the trainer inside, which ask for their own.
+One worker is the trial's own process, which has the worker's CPUs and GPU. Several are Ray Train's, and the trial, which then only waits
+for them, asks for none.
 """
 
 import logging
@@ -21,14 +22,14 @@ from stratum.data.source import load_data
 from stratum.tracking import Run, open_run
 from stratum.training.appraise import draw_figures
 from stratum.training.context import LocalContext
-from stratum.training.distributed import run_distributed
+from stratum.training.distributed import run_distributed, work
 from stratum.training.engine import TrainResult
 from stratum.training.evaluation import collect, evaluator_for
 from stratum.training.flags import with_class_weights
-from stratum.training.progress import say_nothing
+from stratum.training.progress import say_nothing, say_on_stdout
 from stratum.training.run import RUN_FILE, build_loaders, claim, claimed, load, parameters, run_folder, write_package
 from stratum.training.spec import RunSpec
-from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, Report
+from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, EpochRows, Report
 from stratum.tuning.space import Judgement, Variant
 from stratum.tuning.spec import SweepSpec
 from stratum_models.catalog import build_model
@@ -53,7 +54,7 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
         claim(spec, run.run_id)
         run.log_metrics(known)
         fixed = {**known, RUN_ID: run.run_id}
-        result = run_distributed(spec, callbacks=[Report(fixed, sweep.study, sweep.base.train.epochs)], run_id=run.run_id)
+        result = train_network(spec, run, EpochRows(fixed=fixed, study=sweep.study, epochs=sweep.base.train.epochs))
         final = {**_beside_others(result.metrics), **known}
         final[UTILITY] = sweep.plan.utility(final)
         run.log_metrics(final, step=result.epochs)
@@ -62,19 +63,44 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
     ray.tune.report({**final, **fixed, "epoch": result.epochs, FINISHED: 1, PACKAGE: result.package, JUDGED: judged})
 
 
+class TrialContext(LocalContext):
+    """A trial's own process: checkpoints go to the trial's folder, epochs to Tune, which may end the trial there."""
+
+    def __init__(self, spec: RunSpec, rows: EpochRows) -> None:
+        super().__init__(run_folder(spec), "cuda" if spec.use_gpu else "cpu")
+        self._rows = rows
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, *, best: bool) -> None:
+        """Keeps the checkpoint, then tells Tune."""
+        super().report(metrics, checkpoint, best=best)
+        ray.tune.report(self._rows({name: float(value) for name, value in metrics.items()}))
+
+
+def train_network(spec: RunSpec, run: Run, rows: EpochRows) -> TrainResult:
+    """Trains here, or on as many workers as the spec asks for, and reports each epoch to Tune."""
+    if spec.num_workers > 1:
+        return run_distributed(spec, callbacks=[Report(rows)], run_id=run.run_id)
+    return work(spec, run.logger(), say_on_stdout, TrialContext(spec, rows))
+
+
 def judge(judgement: Judgement, variant: Variant, spec: RunSpec, trained: TrainResult, sweep: SweepSpec, parent_id: str) -> dict[str, Any]:
     """Evaluates a trial's weights once more, in an MLflow run and with a package of its own; metrics, run and package come back."""
     spec = replace(spec, name=judgement.name, model=replace(spec.model, overrides={**spec.model.overrides, **judgement.overrides}))
     tags = trial_tags(sweep, variant, judgement.name, judgement.rows)
     with patient_run(spec, f"{sweep.name}/{judgement.name}", tags, parent_id) as run:
         claim(spec, run.run_id)
-        # The trial's own place on the cluster has no CPUs; "DEFAULT" looks outside of it.
-        task = ray.remote(num_cpus=spec.cpus_per_worker, num_gpus=int(spec.use_gpu), scheduling_strategy="DEFAULT")(evaluated_again)
-        result: TrainResult = ray.get(task.remote(spec, trained))
+        result = evaluated_again(spec, trained) if spec.num_workers == 1 else evaluated_elsewhere(spec, trained)
         metrics = {**_beside_others(result.metrics), **static_costs(variant.preset, judgement.overrides, sweep)}
         metrics[UTILITY] = sweep.plan.utility(metrics)
         run.log_metrics(metrics, step=result.epochs)
     return {"metrics": metrics, "run_id": run.run_id, "package": result.package}
+
+
+def evaluated_elsewhere(spec: RunSpec, trained: TrainResult) -> TrainResult:
+    """:func:`evaluated_again` where there is room: the place of a trial that waits for workers has no CPUs."""
+    task = ray.remote(num_cpus=spec.cpus_per_worker, num_gpus=int(spec.use_gpu), scheduling_strategy="DEFAULT")(evaluated_again)
+    result: TrainResult = ray.get(task.remote(spec, trained))
+    return result
 
 
 def evaluated_again(spec: RunSpec, trained: TrainResult) -> TrainResult:
