@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from stratum.inference.bands import BandStudy
 from stratum.slag import class_areas, class_map, measure_slag
 from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX, SemanticPrediction, SemanticTarget
@@ -203,3 +204,19 @@ def test_areas_are_counts(rows: list[list[int]], scale: float) -> None:
 def test_areas_want_a_name_for_each_class() -> None:
     with pytest.raises(UserError, match="class 2 appears"):
         class_areas(np.array([[0, 2]]), ("a", "b"))
+
+
+def test_heights_are_compared_with_those_of_the_labels() -> None:
+    def tube(height: float) -> Classes:
+        return draw(90, 50, 60, height, 60 - height)
+
+    bare = np.where(tube(20) == SLAG, TUBE, tube(20))
+    bands = BandStudy(CLASSES)
+    for found, labelled in ((tube(24), tube(20)), (tube(30), tube(36)), (bare, tube(20)), (tube(20), bare)):
+        bands.add(found, labelled)
+    metrics = bands.metrics()
+    assert metrics["val/slag_height_error_px"] == pytest.approx(5.0, abs=0.5)
+    assert metrics["val/slag_missed"] == 1
+    assert np.array(bands.record()["slag"]["heights_px"]) == pytest.approx(np.array([[24, 20], [30, 36]]), abs=1.0)
+    assert bands.rows() == [("height of the slag band, median of 2 images", "27.0 px", "28.0 px")]
+    assert BandStudy(CLASSES).rows() == []

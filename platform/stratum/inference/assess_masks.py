@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stratum.data.samples import SampleSet
 from stratum.inference.assess import THUMBNAIL, chosen
+from stratum.inference.bands import BandStudy, knows_slag
 from stratum.inference.classes import find_classes, in_windows, labels_of
 from stratum.inference.gates import GateStudy, gate_study
 from stratum.inference.masks import shrunk
@@ -48,6 +49,7 @@ class MaskAssessment:
     confusion: Counts  # [K, K]: rows are labelled, columns predicted
     pictures: list[Triple]
     gates: GateStudy | None
+    bands: BandStudy | None
 
     @property
     def title(self) -> str:
@@ -57,13 +59,15 @@ class MaskAssessment:
     def record(self) -> dict[str, Any]:
         """What ``metrics.json`` says besides the metrics."""
         gates = self.gates.record() if self.gates else {}
-        return {"classes": list(self.classes), "confusion": self.confusion.tolist(), **gates}
+        bands = self.bands.record() if self.bands else {}
+        return {"classes": list(self.classes), "confusion": self.confusion.tolist(), **gates, **bands}
 
     def rows(self) -> list[tuple[str, str, str]]:
         """What is compared with the truth: name, value, truth."""
         everything = max(int(self.confusion.sum()), 1)
         found, true = (self.confusion.sum(axis=axis) / everything for axis in (0, 1))
-        return [(f"share of {name}", f"{a:.2%}", f"{b:.2%}") for name, a, b in zip(self.classes, found, true, strict=True)]
+        shares = [(f"share of {name}", f"{a:.2%}", f"{b:.2%}") for name, a, b in zip(self.classes, found, true, strict=True)]
+        return shares + (self.bands.rows() if self.bands else [])
 
     def draw(self, folder: Path) -> None:
         """Confusion matrix, IoU of each class, overlays and what the gate did, as PNG files in ``folder``."""
@@ -110,23 +114,27 @@ def assess_masks(
     triples: list[Triple] = []
     model = prepare_for_inference(loaded.model).to(device)
     study = gate_study(model, classes, gates) if gates is not None else None
+    bands = BandStudy(classes) if knows_slag(classes) else None
     for index, (uri, image, target, labels) in enumerate(_predicted(model, images, batch_size, window)):
         evaluator.update_labels(labels, target, uri)
         if study:
             if in_windows((image.shape[1], image.shape[2]), window):
                 raise UserError(f"--gates: {uri} is larger than its windows of {window} pixels: cut the images with --tile {window}")
             study.add(image, labels, uri)
+        if bands:
+            bands.add(labels.numpy(), target.mask.numpy())
         if index in shown:
             triples.append(_triple(uri, image, target.mask, labels, classes))
         if (index + 1) % 50 == 0:
             say(f"{index + 1}/{len(images)} images")
     return MaskAssessment(
         classes=classes,
-        metrics=evaluator.compute(),
+        metrics=evaluator.compute() | (bands.metrics() if bands else {}),
         images=len(images),
         confusion=evaluator.confusion(),
         pictures=triples,
         gates=study,
+        bands=bands,
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from stratum import storage
+from stratum.inference.bands import SLAG, TUBE, knows_slag
 from stratum.inference.classes import ClassesFound, find_classes, labels_of
 from stratum.inference.outputs import grey_png, jpeg
 from stratum.inference.work import BatchSpec, Found, Work
@@ -28,13 +29,7 @@ from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel, SemanticPrediction
 from stratum_models.package import Manifest
 
-TUBE, SLAG = "tube", "slag"  # a model that knows both measures the slag's band on the tube
 LARGEST_OVERLAY = 4096  # pixels of the longer side; a JPEG ends at 65,535, and a viewer long before
-
-
-def knows_slag(classes: Sequence[str]) -> bool:
-    """Whether the band of slag on a dip tube can be measured with these classes."""
-    return TUBE in classes and SLAG in classes
 
 
 class MaskWriter:
