@@ -47,6 +47,16 @@ def test_records_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "mine" in table
 
 
+def test_the_time_of_two_stages_is_that_of_their_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cost.json"
+    assert benchmark("--models", "unet_s2_debug,two_stage_debug", "--size", "96x96", "--repeats", "2", "--json", out) == 0
+    whole, staged = json.loads(out.read_text())
+    assert whole["stages_ms"] is None
+    assert list(staged["stages_ms"]) == ["scale", "stage1", "pick", "crop", "stage2", "merge"]
+    assert all(milliseconds > 0 for milliseconds in staged["stages_ms"].values())
+    assert "pick + crop + merge" in capsys.readouterr().out
+
+
 def test_more_models_than_are_in_memory_at_once(tmp_path: Path) -> None:
     out = tmp_path / "cost.json"
     names = [name for name in CATALOG if name.endswith("_debug")]
