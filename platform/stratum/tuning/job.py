@@ -128,7 +128,11 @@ def run(sweep: SweepSpec, earlier: str | None, *, resume: bool) -> int:
     tags = {"stratum.sweep": sweep.name, "stratum.kind": "sweep"}
     with open_run(sweep.base.experiment, sweep.name, asdict(sweep), tags, resume_id=earlier) as parent:
         save_sweep(sweep, parent.run_id)
-        lay_groundwork(sweep, parent.run_id, parent.uri, say)
+        try:
+            lay_groundwork(sweep, parent.run_id, parent.uri, say)
+        except KeyboardInterrupt:
+            say_how_to_go_on(sweep)
+            raise
         rows, interrupted = run_sweep(sweep, parent.run_id, parent.uri, resume=resume, say=say)
         try:
             rows = rows if interrupted else time_finalists(rows, sweep, parent.uri, say)
@@ -136,10 +140,15 @@ def run(sweep: SweepSpec, earlier: str | None, *, resume: bool) -> int:
             interrupted = True
         show(rows, sweep, parent, partial=interrupted)
         if interrupted:
-            again = [sys.executable, f"jobs/tune_{sweep.study}.py", "--storage", sweep.base.storage, "--resume", sweep.name]
-            print(f"interrupted; go on with: {shlex.join(again)}", flush=True)
+            say_how_to_go_on(sweep)
             raise KeyboardInterrupt
     return 0 if any(row.state == "finished" for row in rows) else 1
+
+
+def say_how_to_go_on(sweep: SweepSpec) -> None:
+    """Prints the command that resumes a sweep."""
+    again = [sys.executable, f"jobs/tune_{sweep.study}.py", "--storage", sweep.base.storage, "--resume", sweep.name]
+    print(f"interrupted; go on with: {shlex.join(again)}", flush=True)
 
 
 def sweep_spec(study: str, args: SweepArgs) -> SweepSpec:
