@@ -82,6 +82,9 @@ def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, t
     record = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     loaded = load_package(package)
     assert record["metrics"]["val/dice"] == pytest.approx(loaded.manifest.metrics["val/dice"], abs=5e-3)
+    flags = ("--package", str(package), "--data", VESSELS, "--storage", str(tmp_path / "stage1"), "--pictures", "0", "--set", "count=0")
+    assert run("evaluate", *flags) == 0
+    assert json.loads((tmp_path / "stage1" / "metrics.json").read_text())["confusion"] != record["confusion"]
     sample = load_data(DataSpec(uri=VESSELS)).val[0]
     images = tmp_path / "images"
     images.mkdir()

@@ -33,7 +33,6 @@ def sweep_spec(folder: Path, **changes: Any) -> SweepSpec:
         experiment="sweeps",
         name="tiny",
         train=TrainSpec(epochs=1, batch_size=4, optimizer="adamw", learning_rate=1e-3, schedule="constant"),
-        num_workers=2,
         max_failures=0,
     )
     values: dict[str, Any] = {
