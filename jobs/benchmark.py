@@ -16,11 +16,13 @@ from stratum.cli import run_job
 from stratum.memory import MemoryRequest, peak_memory
 from stratum.registry import fetch_package
 from stratum.report.papers import as_in_paper, paper_table
+from stratum.report.steps import step_table
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, SegmentationModel, Task
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import LoadedModel, load_package
+from stratum_models.two_stage.model import STEPS, TwoStage
 
 TOGETHER = 3  # models that are in memory and timed at once, beside the first, to which each is compared
 LEAST_CLASSES: dict[Task, int] = {"instance": 1, "semantic": 2}
@@ -87,7 +89,8 @@ def main(args: Args) -> None:
     """Print a table of what models cost, side by side, and write it as JSON.
 
     Latency includes post-processing. Presets get random weights with the score threshold at 0 and at most 100 instances kept, so that each
-    fills its cap of proposals; packages run with their weights. A second table counts parameters and multiply-adds as the papers do.
+    fills its cap of proposals; packages run with their weights. A second table counts parameters and multiply-adds as the papers do,
+    a third has the time of each step of two-stage models.
     """
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -105,6 +108,8 @@ def main(args: Args) -> None:
     console.print(_table(records, size))
     if any(record["as_in_paper"] for record in records):
         console.print(paper_table(records))
+    if any(record["stages_ms"] for record in records):
+        console.print(step_table(records))
     if args.json:
         uri = storage.resolve(args.json)
         storage.write_json(uri, records)
@@ -165,6 +170,7 @@ def _static_record(subject: Subject, size: tuple[int, int]) -> dict[str, Any]:
         "latency_ms": None,
         "latency_ratio": None,
         "instances": None,
+        "stages_ms": None,
         "peak_memory_mb": None,
         "train_memory_mb": None,
         "train_step_ms": None,
@@ -201,8 +207,17 @@ def _time_together(pairs: list[tuple[dict[str, Any], Subject]], images: list[tor
         timing = timings[subject.name]
         record.update(latency_ms=round(timing.latency_ms, 3), latency_ratio=round(timing.ratio, 4))
         record["instances"] = _found(models[subject.name], images)
+        record["stages_ms"] = _stages(models[subject.name], images, args.repeats)
         record.update(device=device, threads=torch.get_num_threads(), repeats=args.repeats, images=args.data or "noise")
         record["load"] = RANDOM_LOAD if subject.loaded is None else "the package's weights, the preset's score threshold"
+
+
+def _stages(model: SegmentationModel, images: list[torch.Tensor], repeats: int) -> dict[str, float] | None:
+    """The median time of each step of a two-stage model, in ms; None for any other."""
+    if not isinstance(model, TwoStage):
+        return None
+    rounds = [model.predict_timed([images[index % len(images)].to(model.device)])[1] for index in range(repeats)]
+    return {step: round(1000 * statistics.median(one.get(step, 0.0) for one in rounds), 3) for step in STEPS}
 
 
 def _found(model: SegmentationModel, images: list[torch.Tensor]) -> float | None:

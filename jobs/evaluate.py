@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from stratum import storage
-from stratum.cli import run_job
+from stratum.cli import option_pairs, run_job
 from stratum.data.flags import DataArgs
 from stratum.data.images import DepthRule
 from stratum.data.samples import SampleSet
 from stratum.data.source import Dataset, load_data, require_task
 from stratum.inference.assess import Assessment, assess
 from stratum.inference.assess_masks import MaskAssessment, assess_masks
+from stratum.inference.options import with_options
 from stratum.inference.work import check_window
 from stratum.measurements import check_scale
 from stratum.registry import fetch_package
@@ -52,6 +53,8 @@ class Args(DataArgs):
     window: int | None = None
     """Class masks: predict larger images in windows of this side in pixels, overlapping and blended; 0: whole. By default the size of the
     tiles that the package was trained on."""
+    set: tuple[str, ...] = ()
+    """Options of the package's model for this measurement, such as count=0 for stage 1 of two stages alone."""
     gates: int | None = None
     """ARSM: draw the gate's maps for so many images, and count which resolution decides the pixels of each class."""
     batch_size: int = 4
@@ -79,7 +82,7 @@ def main(args: Args) -> None:
     Dice, boundary F-score and areas over the whole set. With --storage, also written: metrics.json; precision_recall.png and sizes.png,
     or confusion.png and iou.png; overlays.png (found beside labelled).
     """
-    loaded = load_package(fetch_package(args.package))
+    loaded = with_options(load_package(fetch_package(args.package)), option_pairs(args.set))
     _check_flags(loaded.manifest, args)
     data = _read(loaded.manifest, args)
     images = _chosen(data, loaded.manifest, args)

@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from stratum import storage
-from stratum.cli import run_job
+from stratum.cli import option_pairs, run_job
 from stratum.cluster import ray_cluster
 from stratum.inference.batch import check_cluster, list_work, predict_all
 from stratum.inference.instances import InstanceResults
 from stratum.inference.masks import MaskResults, knows_slag
-from stratum.inference.work import BatchSpec
+from stratum.inference.options import with_options
+from stratum.inference.work import BatchSpec, MaskFormat
 from stratum.registry import fetch_package
 from stratum.tracking import open_run
 from stratum_models.errors import UserError
@@ -40,7 +41,12 @@ class Args:
     """Direction of the dip tube, if known: 0 along the image's width, 90 upright."""
     window: int | None = None
     """Class masks: predict larger images in windows of this side in pixels, overlapping and blended; 0: whole. By default the size of the
-    tiles that the package was trained on. Choose what it saw in training."""
+    tiles that the package was trained on. Choose what it saw in training. Images too large to be read whole have windows even with 0: of
+    1024 pixels, for two stages 2048."""
+    mask_format: MaskFormat = "tiff"
+    """Class masks of images too large to be read whole (TIFF files of more than 89 million pixels, zarr arrays): tiled TIFF or zarr."""
+    set: tuple[str, ...] = ()
+    """Options of the package's model for this prediction, such as pick=share share=0.1 for two stages."""
     overlays: bool = True
     """Also write pictures with what was found drawn over."""
     batch_size: int = 4
@@ -58,10 +64,12 @@ def main(args: Args) -> int:
 
     Instances: masks (16-bit PNG, one id for each), predictions.json (COCO), measurements.csv (particles) and sizes.json. Classes: masks
     (8-bit PNG of class indices), measurements.csv (areas), areas.json, legend.png, and slag.csv where the classes are tube and slag.
+    Images too large to be read whole are read by windows, and their masks written by tiles (TIFF or zarr), with bounded memory.
     Exit code 1 where an image could not be read: each is named, and the others are done.
     """
     package = fetch_package(args.package)
-    manifest = load_package(package).manifest  # a damaged package ends here, not in the workers
+    loaded = load_package(package)  # a damaged package ends here, not in the workers
+    manifest = with_options(loaded, option_pairs(args.set)).manifest
     spec = _spec(args, manifest)
     works = list_work(spec)
     with ExitStack() as stack:
@@ -99,6 +107,8 @@ def _spec(args: Args, manifest: Manifest) -> BatchSpec:
         tube_diameter_mm=args.tube_diameter_mm,
         axis_degrees=args.axis_degrees,
         window=manifest.tile if args.window is None else args.window,
+        mask_format=args.mask_format,
+        options=option_pairs(args.set),
         overlays=args.overlays,
         batch_size=args.batch_size,
         workers=args.workers,

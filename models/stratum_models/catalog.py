@@ -27,8 +27,9 @@ from stratum_models.preset import Config, Preset, Setting
 from stratum_models.slag_deeplab import paper as slag_paper
 from stratum_models.slag_deeplab.build import build_slag_deeplab
 from stratum_models.slag_deeplab.config import SlagDeepLabConfig
-from stratum_models.two_stage.build import build_two_stage
+from stratum_models.two_stage.build import build_sliding, build_two_stage
 from stratum_models.two_stage.config import TwoStageConfig
+from stratum_models.two_stage.sliding import SlidingConfig
 from stratum_models.two_stage.unet import StridedUNetConfig, build_strided_unet
 
 ARSM_SETTING = Setting(classes=5, size=(256, 256))
@@ -286,6 +287,16 @@ CATALOG: dict[str, Preset] = {
         config=TwoStageConfig(stage1="unet_s2_debug", stage2="unet_s2_debug", scale=2, patch=32, margin=8, count=2, train_patches=4),
         build=build_two_stage,
         summary="two_stage made tiny: trains on a CPU in seconds",
+    ),
+    "sliding": Preset(
+        config=SlidingConfig(),
+        build=build_sliding,
+        summary="unet_s2 on every patch of the image, what two_stage is compared with",
+    ),
+    "sliding_debug": Preset(
+        config=SlidingConfig(stage="unet_s2_debug", patch=32, margin=8, train_patches=4),
+        build=build_sliding,
+        summary="sliding made tiny: trains on a CPU in seconds",
     ),
 }
 

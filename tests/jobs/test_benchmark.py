@@ -47,7 +47,7 @@ def test_records_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "mine" in table
 
 
-def test_more_models_than_are_in_memory_at_once(tmp_path: Path) -> None:
+def test_more_models_than_are_in_memory_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "cost.json"
     tasks = [[name for name in CATALOG if name.endswith("_debug") and CATALOG[name].task == task] for task in ("instance", "semantic")]
     names = [*tasks[0][:1], *tasks[1][:4]]
@@ -57,6 +57,12 @@ def test_more_models_than_are_in_memory_at_once(tmp_path: Path) -> None:
     assert len(names) > 1 + load_job("benchmark").TOGETHER
     assert records[0]["latency_ratio"] == 1.0
     assert all(record["latency_ms"] > 0 and record["peak_memory_mb"] > 0 for record in records)
+    steps = {record["model"]: record["stages_ms"] for record in records if record["stages_ms"]}
+    assert {name: list(taken) for name, taken in steps.items()} == {
+        "two_stage_debug": ["scale", "stage1", "pick", "crop", "stage2", "merge"]
+    }
+    assert all(milliseconds > 0 for milliseconds in steps["two_stage_debug"].values())
+    assert "pick + crop + merge" in capsys.readouterr().out
     assert [record["instances"] is None for record in records] == [record["task"] == "semantic" for record in records]
 
 

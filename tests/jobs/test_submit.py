@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(900)  # a head, a tracking server and a sweep o
 SWEEP = ["--experiment", "submitted", "--epochs", "1", "--size", "64", "--augment", "none", "--evaluate-every", "1"]
 SWEEP += ["--cost-size", "64x64", "--timing-rounds", "0", "--register", "none"]
 ORE = ["jobs/tune_losnet.py", "--batch", "32", "--classes", "roca+glomero=ore"]
+TWO_STAGES = ["jobs/tune_two_stage.py", "--batch", "8", "--models", "unet_s2_debug,two_stage_debug:count=1,two_stage_debug:count=3"]
 CELLS = ["jobs/tune_arsm.py", "--batch", "4", "--class-weights", "median"]
 
 
@@ -192,6 +193,27 @@ def test_a_sweep_on_local_files(head: Head, shared: Path, tmp_path: Path) -> Non
     check_runs(tracking, "submitted", trials=1, metric="val/iou_synapse")
     assert (tmp_path / "runs" / "local" / "report" / "pareto.png").stat().st_size > 0
     assert "winner: " in done.stdout
+
+
+def test_two_stages_on_s3_show_their_curve(head: Head, shared: Path, s3: Any, s3_env: Any, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from stratum import storage
+
+    data, runs, tracking = f"s3://{s3.bucket()}/drive", f"s3://{s3.bucket()}/runs", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    storage.upload_tree(shared / "data" / "drive" / "train", f"{data}/train")
+    storage.write_bytes(f"{data}/classes.json", (shared / "data" / "drive" / "classes.json").read_bytes())
+    sweep = [*TWO_STAGES, *SWEEP, "--data", data, "--storage", runs, "--name", "two"]
+    done = submit(head, sweep, {**s3.env, "MLFLOW_TRACKING_URI": tracking})
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    found = runs_of(tracking, "submitted")
+    assert len(found) == 5  # the sweep, stage 1 for both, and three trials
+    assert {run.info.status for run in found} == {"FINISHED"}
+    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    shown = {Path(artifact.path).name for artifact in MlflowClient(tracking).list_artifacts(parent.info.run_id, "report")}
+    drawn = {"dice_patches.png", "macs_patches.png", "dice_time.png", "pareto.png"}
+    assert drawn <= shown
+    assert all(storage.exists(f"{runs}/two/report/{name}") for name in drawn)
 
 
 def test_a_sweep_on_s3_with_a_tracking_server(head: Head, shared: Path, s3: Any, s3_env: Any, tmp_path: Path) -> None:

@@ -28,15 +28,15 @@ def test_nothing_given_means_the_papers_tables_on_synthetic_data(study: str, tmp
     assert (sweep.study, sweep.tables, sweep.models) == (study, STUDIES[study].paper_tables, ())
     assert sweep.base.data.uri.startswith("synthetic://")
     assert sweep.base.model.preset == STUDIES[study].preset
-    assert sweep.extra == {"input_short": 256}
+    assert sweep.extra == ({} if study == "two_stage" else {"input_short": 256})
     assert sweep.register_as
 
 
 @all_studies
 def test_the_embedded_data_suit_the_networks(study: str, tmp_path: Path) -> None:
-    args = load_job(study).Args(
-        data=f"{load_job(study).Args().data.partition('?')[0]}?images=8&size=64", size=64, batch=2, storage=str(tmp_path)
-    )
+    side = 384 if study == "two_stage" else 64  # its patches need room
+    scene = load_job(study).Args().data.partition("?")[0]
+    args = load_job(study).Args(data=f"{scene}?images=4&size={side}", size=side, batch=2, storage=str(tmp_path))
     said: list[str] = []
     check_sweep(sweep_spec(study, args), said.append)
     assert not said
@@ -82,6 +82,9 @@ def test_weights_in_numbers_are_an_option_of_the_networks() -> None:
         ("slag", {"data": CELLS, "class_weights": "1,2", "set": ("class_weights=1,2",)}, "class_weights"),
         ("slag", {"data": CELLS, "models": "slag_deeplab", "class_weights": "1,2"}, "class_weights"),
         ("losnet", {"class_weights": "median"}, "--class-weights"),
+        ("two_stage", {"data": CELLS}, "patch=.*larger than the images, which are 64x64"),
+        ("two_stage", {"data": CELLS, "space": "search"}, "patch=96: larger than the images"),
+        ("two_stage", {"data": CELLS, "models": "two_stage_debug:count=9"}, "count=9: images of 64x64 hold 4 patches"),
     ],
 )
 def test_what_cannot_be_swept_is_said(study: str, flags: dict[str, Any], words: str, tmp_path: Path) -> None:

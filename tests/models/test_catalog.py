@@ -43,6 +43,7 @@ PARAMETERS = {  # with the classes of the paper's setting, or as few as there ca
     "unet_s2": 14_123_682,
     "two_stage": 2 * 14_123_682,
     "two_stage_small": 1_767_252,
+    "sliding": 14_123_682,
 }
 DEVIATING = {"fcn_r50", "hrformer_small", "slag_deeplab"}  # from the paper's parameters by more than 3 %: see the READMEs
 

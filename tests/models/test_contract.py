@@ -55,6 +55,7 @@ ARCHITECTURES = {
     "unet": Architecture(preset="unet_r18", overrides={"decoder_channels": (16, 16, 8, 8, 8)}),
     "strided_unet": Architecture(preset="unet_s2_debug"),
     "two_stage": Architecture(preset="two_stage_debug", overrides={"stage2": "hrnet_debug", "prior": True}),
+    "sliding": Architecture(preset="sliding_debug"),
     "fcn": Architecture(preset="fcn_r50", overrides={"backbone": "resnet18", "hidden_channels": 8}),
 }
 

@@ -263,4 +263,4 @@ def test_presets_by_name() -> None:
     assert (cut.short_sides, cut.crop) == ((320,), 320)
     with pytest.raises(UserError, match=r"'strange'.*none, paper, strong"):
         resolve_augmentation("strange")
-    assert set(PRESETS) == {"none", "paper", "strong"}
+    assert set(PRESETS) == {"none", "paper", "strong", "two_stage"}

@@ -97,7 +97,7 @@ def test_the_slag_papers_rows_are_there() -> None:
 def test_columns_are_called_as_some_paper_calls_them(study: Study) -> None:
     named = {name for one in STUDIES.values() for row in one.rows for name in row.paper or {}}
     assert {figure.paper for figure in study.figures if figure.paper} <= named
-    assert any(study.accuracy.theirs({"paper": row.paper}) is not None for row in study.rows)
+    assert not any(row.paper for row in study.rows) or any(study.accuracy.theirs({"paper": row.paper}) is not None for row in study.rows)
 
 
 @all_studies
@@ -135,6 +135,20 @@ def test_samples_are_judgements_of_one_training() -> None:
     assert [judgement.rows for judgement in variant.judgements] == [("samples/1",), ("samples/10",), ("samples/100",)]
     assert {judgement.overrides["gate"] for judgement in variant.judgements} == {"monte_carlo"}
     assert {"gate", "samples"} <= set(variant.fixed)
+
+
+def test_two_stages_train_once_what_differs_in_prediction_alone() -> None:
+    study = STUDIES["two_stage"]
+    grid = ablation_grid(study, tuple(study.tables))
+    trained = [v for v in grid.variants if v.preset == "two_stage"]
+    assert len(trained) == 12  # patches of three sizes, and each other value of scale, margin, uncertainty and prior
+    default = grid.get("t3-16-of-96x96")
+    judged = {key for judgement in default.judgements for key in judgement.rows}
+    assert {"t3/stage 1 alone", "t3/8 of 96x96", "pick/a quarter", "pick/confidence below 0.8"} <= judged
+    assert len({names_of(grid, key) for key in ("t3/8 of 96x96", "scale/4", "margin/0", "pick/8 patches", "prior/no")}) == 1
+    large = grid.get(names_of(grid, "t3/1 of 192x192"))
+    assert (large.rows, large.overrides["count"]) == (("t3/1 of 192x192",), 1)  # no row asks for the plain evaluation: the first is its own
+    assert [judgement.overrides["count"] for judgement in large.judgements] == [2, 4]
 
 
 def test_weights_of_the_classes_are_part_of_the_training() -> None:

@@ -5,6 +5,7 @@ from stratum_models.semantic.model import SemanticModel
 from stratum_models.two_stage.config import TwoStageConfig, parse_stage
 from stratum_models.two_stage.model import TwoStage
 from stratum_models.two_stage.prior import widen_input
+from stratum_models.two_stage.sliding import Sliding, SlidingConfig
 
 
 def build_two_stage(config: TwoStageConfig, num_classes: int, backbone_weights: str | None = None) -> TwoStage:
@@ -20,11 +21,20 @@ def build_two_stage(config: TwoStageConfig, num_classes: int, backbone_weights: 
     return TwoStage(stage1, stage2, config)
 
 
-def _build_stage(option: str, config: TwoStageConfig, num_classes: int, backbone_weights: str | None) -> SemanticModel:
+def build_sliding(config: SlidingConfig, num_classes: int, backbone_weights: str | None = None) -> Sliding:
+    """A sliding window with a model of the catalog.
+
+    Raises:
+        UserError: the stage is no semantic model of the catalog.
+    """
+    return Sliding(_build_stage("stage", config, num_classes, backbone_weights), config)
+
+
+def _build_stage(option: str, config: TwoStageConfig | SlidingConfig, num_classes: int, backbone_weights: str | None) -> SemanticModel:
     from stratum_models.catalog import build_model, preset  # here: the catalog has this pipeline, which is made of the catalog's models
 
     name, own = parse_stage(option, getattr(config, option))
-    if preset(name).task != "semantic" or isinstance(preset(name).config, TwoStageConfig):
+    if preset(name).task != "semantic" or isinstance(preset(name).config, TwoStageConfig | SlidingConfig):
         raise UserError(f"option {option}={name!r}: a stage must be a semantic model of one stage, such as unet_s2 or fm_hrnet_v4")
     shared = {"loss": config.loss, "class_weights": config.class_weights, "aux_weight": config.aux_weight}
     model = build_model(name, num_classes=num_classes, overrides={**shared, **own}, backbone_weights=backbone_weights)

@@ -112,16 +112,22 @@ class TwoStageConfig(SemanticConfig):
 
     def check_images(self, size: tuple[int, ...]) -> None:
         """Raises UserError where images of ``(height, width)`` are smaller than a patch, or hold fewer patches than ``count``."""
-        if len(size) != 2 or min(size) < 1:
-            raise UserError(f"option image_size={size}: must be a height and a width in pixels, such as 768,768")
-        height, width = size
-        if self.patch > min(size):
-            raise UserError(f"option patch={self.patch}: larger than the images, which are {height}x{width}; must be {min(size)} or less")
+        height, width = check_patch(self.patch, size)
         held = len(self.grid(height, width))
         if self.pick == "count" and self.count > held:
             raise UserError(
                 f"option count={self.count}: images of {height}x{width} hold {held} patches of {self.patch} pixels; ask for fewer"
             )
+
+
+def check_patch(patch: int, size: tuple[int, ...]) -> tuple[int, int]:
+    """The height and width of images that hold a patch. Raises UserError where they do not, or ``size`` is no height and width."""
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"option image_size={size}: must be a height and a width in pixels, such as 768,768")
+    height, width = size
+    if patch > min(size):
+        raise UserError(f"option patch={patch}: larger than the images, which are {height}x{width}; must be {min(size)} or less")
+    return height, width
 
 
 def parse_stage(option: str, text: str) -> tuple[str, dict[str, str]]:

@@ -181,7 +181,11 @@ class TwoStage(SegmentationModel):
 
     def pick(self, probabilities: Tensor) -> Tensor:
         """The patches of ``[K, H, W]`` to refine, int64 ``[n]``."""
-        scores, config = self.scores(probabilities), self.config
+        return self.choose(self.scores(probabilities))
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """The patches to refine, int64 ``[n]``, by the scores of all patches of an image."""
+        config = self.config
         number = how_many(scores, config.pick, count=config.count, share=config.share, threshold=config.threshold, cap=config.cap)
         return choose(scores, number)
 

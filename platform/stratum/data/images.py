@@ -120,21 +120,21 @@ def _decode(data: bytes, source: str, rotate: bool) -> Pixels:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         if data.startswith(_TIFF):
-            return _flatten(_read_tiff(data, source), source)
+            return flatten(_read_tiff(data, source), source)
         raise
     with image:
         _check_size(image.width, image.height, source)
         if image.format in _PAGED:
             _refuse_stack(image, source)
         if isinstance(image, TiffImageFile) and image.mode.startswith("RGB") and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8:
-            return _flatten(_read_tiff(data, source), source)
+            return flatten(_read_tiff(data, source), source)
         if data.startswith(_PNG) and data[24] == 16:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             array = decode_png(encoded, mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
         else:
             array = _pillow_array(image, source)
         orientation = image.getexif().get(_ORIENTATION, 1) if rotate else 1
-    return _flatten(_oriented(array, orientation), source)
+    return flatten(_oriented(array, orientation), source)
 
 
 def _check_size(width: int, height: int, source: str) -> None:
@@ -185,7 +185,7 @@ def _narrow(array: NDArray[np.generic], source: str) -> NDArray[np.uint16]:
     return array.astype(np.uint16)
 
 
-def _flatten(array: NDArray[np.generic], source: str) -> Pixels:
+def flatten(array: NDArray[np.generic], source: str) -> Pixels:
     """Any channel count to grey or RGB, alpha over white."""
     pixels = cast(Pixels, array) if array.dtype == np.uint8 else _narrow(array, source)
     if array.ndim == 2:

@@ -28,7 +28,8 @@ HUE_SHARE = 0.25  # hue costs ten times what brightness does: a quarter of the i
 class AugmentSpec:
     """What is done to a training image. Probabilities and fractions are in 0..1, lengths in pixels.
 
-    Without ``crop`` (and without mosaic) images keep different sizes. The paper's own choice is ``PAPER`` (section 4.1).
+    Without ``crop`` (and without mosaic) images keep different sizes. LosNet's own choice is ``PAPER`` (section 4.1), that of
+    the two-stage paper ``TWO_STAGE``.
     """
 
     short_sides: tuple[int, ...] = ()  # the shorter side is scaled to one of these; empty: as it is
@@ -38,6 +39,8 @@ class AugmentSpec:
     flip_horizontal: float = 0.5
     flip_vertical: float = 0.5
     rotate90: bool = False  # by a random multiple of 90 degrees
+    rotation: float = 0.0  # by up to so many degrees either way, in half of the images; nothing is known of what comes in at the corners
+    light: float = 0.0  # brightness and contrast by up to this share, in half of the images
     photometric: float = 0.0  # brightness, contrast, saturation by up to this share, hue by a twentieth of it
     blur: float = 0.0  # probability
     noise: float = 0.0  # largest standard deviation, as a share of the full scale
@@ -49,12 +52,14 @@ class AugmentSpec:
     interpolation: Literal["bilinear", "nearest"] = "bilinear"  # of the image; masks are always nearest
 
     def __post_init__(self) -> None:
-        for name in ("flip_horizontal", "flip_vertical", "photometric", "blur", "noise", "copy_paste", "mosaic", "min_visible"):
+        for name in ("flip_horizontal", "flip_vertical", "light", "photometric", "blur", "noise", "copy_paste", "mosaic", "min_visible"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augmentation: {name}={getattr(self, name)} is outside 0..1")
         for length in (*self.short_sides, self.max_long, self.crop, self.mosaic_size):
             if length is not None and length < 8:
                 raise UserError(f"augmentation: a side of {length} pixels is too small; give at least 8")
+        if not 0 <= self.rotation <= 180:
+            raise UserError(f"augmentation: rotation={self.rotation} is outside 0..180 degrees")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise UserError(f"augmentation: scale_range={self.scale_range} must be (low, high) with 0 < low <= high")
         if self.mosaic and self.mosaic_side is None:
@@ -81,15 +86,17 @@ STRONG = AugmentSpec(
     min_area=12,
     min_visible=0.15,
 )
-PRESETS = {"none": NONE, "paper": PAPER, "strong": STRONG}
+TWO_STAGE = AugmentSpec(flip_vertical=0, rotation=180, light=0.1)  # the two-stage paper's, section 4
+PRESETS = {"none": NONE, "paper": PAPER, "strong": STRONG, "two_stage": TWO_STAGE}
 PAPER_TEST_SIZE = (480, 640)  # shorter side and longest: the authors' configuration
 
 
 def resolve_augmentation(name: str, size: int | None = None) -> AugmentSpec:
     """The preset of that name, at the scale of ``size``: the shorter side in pixels of the images that the model is shown.
 
-    ``strong`` cuts squares of that side from images of that scale; ``none`` scales the shorter side to it, so that training sees what
-    validation sees. ``paper`` ignores it on purpose: its many scales, 300 to 480 pixels, are the paper's choice (section 4.1).
+    ``strong`` cuts squares of that side from images of that scale; ``none`` and ``two_stage`` scale the shorter side to it, so that
+    training sees what validation sees. ``paper`` ignores it on purpose: its many scales, 300 to 480 pixels, are the paper's choice
+    (section 4.1).
     Raises ``UserError`` for an unknown name.
     """
     if name not in PRESETS:
@@ -136,7 +143,8 @@ def frame(scene: Scene, spec: AugmentSpec, rng: np.random.Generator, size: Size 
         scene = _resized(scene, (0, 0), scene.size, out, spec)
     else:
         scene = window(scene, factor, size if turns % 2 == 0 else size[::-1], spec, rng)
-    return _oriented(scene, turns, rng.random() < spec.flip_horizontal, rng.random() < spec.flip_vertical)
+    scene = _oriented(scene, turns, rng.random() < spec.flip_horizontal, rng.random() < spec.flip_vertical)
+    return _rotated(scene, rng.uniform(-spec.rotation, spec.rotation)) if spec.rotation and rng.random() < 0.5 else scene
 
 
 def finish(scene: Scene, spec: AugmentSpec, rng: np.random.Generator) -> Sample:
@@ -209,9 +217,19 @@ def _oriented(scene: Scene, turns: int, horizontal: bool, vertical: bool) -> Sce
     return replace(scene, image=image.contiguous(), ids=ids.contiguous())
 
 
+def _rotated(scene: Scene, degrees: float) -> Scene:
+    """Turned about the middle, at the same size."""
+    image = F.rotate(scene.image, degrees, interpolation=InterpolationMode.BILINEAR, fill=GREY)
+    ids = F.rotate(scene.ids, degrees, interpolation=InterpolationMode.NEAREST, fill=scene.background)
+    return replace(scene, image=image, ids=ids)
+
+
 def _photometric(image: Any, spec: AugmentSpec, rng: np.random.Generator) -> Any:
     """Brightness, contrast, saturation and hue, then blur and noise, each by its own draw."""
     draws = rng.uniform(-1, 1, size=4) * spec.photometric
+    if spec.light and rng.random() < 0.5:
+        brightness, contrast = 1 + rng.uniform(-spec.light, spec.light, size=2)
+        image = F.adjust_contrast(F.adjust_brightness(image, brightness), contrast)
     if spec.photometric:
         image = F.adjust_brightness(image, 1 + draws[0])
         image = F.adjust_contrast(image, 1 + draws[1])

@@ -19,10 +19,13 @@ from torch import Tensor
 from stratum import storage
 from stratum.cluster import forwarded_environment, ray_is_local
 from stratum.data.images import IMAGE_SUFFIXES, DepthRule, read_image
+from stratum.data.scans import ZARR, is_scan, list_scans
 from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
 from stratum.inference.instances import InstanceWriter
 from stratum.inference.masks import MaskWriter
+from stratum.inference.options import with_options
 from stratum.inference.outputs import output_names
+from stratum.inference.scan_masks import ScanWriter
 from stratum.inference.work import BatchSpec, Found, Work
 from stratum.training.progress import Say, duration, say_nothing
 from stratum_models.errors import UserError
@@ -42,11 +45,12 @@ class Predictor:
         with tempfile.TemporaryDirectory() as folder:
             for name, data in ray.get(package[0]).items():
                 (Path(folder) / name).write_bytes(data)
-            loaded = load_package(Path(folder))
+            loaded = with_options(load_package(Path(folder)), spec.options)
         manifest = loaded.manifest
         self._depth = DepthRule(**manifest.depth_rule) if manifest.depth_rule else None
         self._model = prepare_for_inference(loaded.model).to("cuda" if spec.gpu else "cpu")
         self._writer = InstanceWriter(spec, manifest) if manifest.task == "instance" else MaskWriter(spec, manifest)
+        self._scans = ScanWriter(spec, manifest, self._depth) if manifest.task == "semantic" else None
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Predict a batch."""
@@ -57,13 +61,17 @@ class Predictor:
         """What is in each of the images; those that cannot be read are named, not raised."""
         images: dict[int, Tensor] = {}
         errors: dict[int, str] = {}
+        found: list[Found] = []
         for work in works:
             try:
-                images[work.index] = read(work.uri, self._depth)
+                if self._scans and is_scan(work.uri):
+                    found.append(self._scans.find(self._model, work))
+                else:
+                    images[work.index] = read(work.uri, self._depth)
             except UserError as error:
                 errors[work.index] = str(error)
         good = [work for work in works if work.index in images]
-        found = self._writer.find(self._model, good, [images[work.index] for work in good]) if good else []
+        found += self._writer.find(self._model, good, [images[work.index] for work in good]) if good else []
         by_index = {one.work.index: one for one in found}
         return [by_index.get(work.index) or Found(work=work, error=errors[work.index]) for work in works]
 
@@ -74,13 +82,15 @@ def list_work(spec: BatchSpec) -> list[Work]:
         uris = [uri for images in load_synthetic(spec.data)[:2] for uri in images.uris]
         return [Work(index=index, uri=uri, name=f"{index:06d}") for index, uri in enumerate(uris)]
     data, results = storage.resolve(spec.data), storage.resolve(spec.storage)
-    if storage.suffix(data) in IMAGE_SUFFIXES and storage.exists(data):
+    if storage.suffix(data) in (*IMAGE_SUFFIXES, ZARR) and storage.exists(data):
         return [Work(index=0, uri=data, name=storage.name(data).rsplit(".", 1)[0])]
     own = [storage.join(results, "masks") + "/", storage.join(results, "overlays") + "/"]
     own += [storage.join(results, name) for name in ("sizes.png", "areas.png", "legend.png")]
-    uris = [uri for uri in storage.list_files(data, IMAGE_SUFFIXES) if not uri.startswith(tuple(own))]
+    files = [uri for uri in storage.list_files(data) if not uri.startswith(tuple(own))]
+    scans = list_scans(files)
+    uris = sorted([*scans, *(uri for uri in files if storage.suffix(uri) in IMAGE_SUFFIXES and f"{ZARR}/" not in uri)])
     if not uris:
-        raise UserError(f"{data}: no images there: name a folder with files that end in {', '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"{data}: no images there: name a folder with files that end in {', '.join((*IMAGE_SUFFIXES, ZARR))}")
     names = output_names([storage.relative(uri, data) for uri in uris])
     return [Work(index=index, uri=uri, name=names[storage.relative(uri, data)]) for index, uri in enumerate(uris)]
 

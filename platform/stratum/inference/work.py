@@ -1,12 +1,15 @@
 """What is to be predicted, and what comes back: plain values, so that they travel between driver and actors as JSON."""
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from stratum.measurements import Particle, check_scale
 from stratum.slag import ClassArea, SlagBand, check_diameter
 from stratum_models.errors import UserError
+
+MaskFormat = Literal["tiff", "zarr"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,8 @@ class BatchSpec:
     tube_diameter_mm: float | None = None  # the scale of images of a dip tube, instead of mm_per_px
     axis_degrees: float | None = None  # the direction of the dip tube, if known
     window: int = 0  # side of the windows in which a semantic model predicts larger images; 0: whole
+    mask_format: MaskFormat = "tiff"  # of the masks of images that are too large to be read whole
+    options: Mapping[str, str] = field(default_factory=dict)  # of the package's model, changed for this prediction
     overlays: bool = True
     batch_size: int = 4
     workers: int = 0  # actors; 0: as many as the cluster has CPUs or GPUs

@@ -10,12 +10,14 @@ from stratum.data.frequencies import RULES, class_weights
 from stratum.data.source import Dataset
 from stratum.data.transforms import AugmentSpec, prediction_size, resolve_augmentation
 from stratum.training.progress import Say
+from stratum.training.recipes import Recipe, recipe_of
 from stratum.training.run import fetch_init, resolved
 from stratum.training.spec import ModelSpec, Optimizer, Precision, RunSpec, Schedule, TrainSpec
 from stratum_models.catalog import resolve_config
 from stratum_models.errors import UserError
 from stratum_models.package import load_manifest
 
+OF_THE_OPTIMISER = ("optimizer", "learning_rate", "weight_decay", "schedule", "warmup_epochs", "clip_norm", "ema_decay")
 OF_THE_DATA = ("input_short", "input_long", "class_weights")  # options that a package has from what it was trained on
 
 
@@ -46,11 +48,12 @@ class TrainArgs(DataArgs):
     """"imagenet", a local file or a URI; "none" for random ones."""
     epochs: int = 100
     """Passes over the training images."""
-    size: int = 256
+    size: int | None = None
     """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are. The "paper"
-    augmentation has sizes of its own."""
-    augment: str = "strong"
-    """Augmentation preset: none, paper or strong."""
+    augmentation has sizes of its own. This and all that has no number here is by default the model's own recipe: its paper's for
+    two_stage, sliding and unet_s2 (whole images), for all others 256."""
+    augment: str = ""
+    """Augmentation preset: none, paper, two_stage or strong (the default)."""
     crop: int = 0
     """Train on squares of this side, cut from images of --size; 0: as the preset does, which is squares of --size or whole images."""
     mosaic: float | None = None
@@ -63,20 +66,20 @@ class TrainArgs(DataArgs):
     """Images of an optimiser step, over all workers."""
     accumulate: int = 1
     """Parts in which a worker computes its share of a batch, one after the other."""
-    optimizer: Optimizer = "adamw"
-    """Optimiser."""
-    learning_rate: float = 2e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.05
-    """Of convolutions and linear layers; norms and biases have none."""
-    schedule: Schedule = "cosine"
-    """How the learning rate falls after the warm-up."""
-    warmup_epochs: float = 1.0
-    """Epochs in which the learning rate rises."""
-    clip_norm: float = 10.0
-    """Longest gradient; 0: any."""
-    ema_decay: float = 0.998
-    """Of the averaged weights, which are evaluated and kept; 0: none."""
+    optimizer: Optimizer | None = None
+    """Optimiser; by default adamw."""
+    learning_rate: float | None = None
+    """Peak learning rate; by default 2e-3."""
+    weight_decay: float | None = None
+    """Of convolutions and linear layers; norms and biases have none. By default 0.05."""
+    schedule: Schedule | None = None
+    """How the learning rate falls after the warm-up; by default cosine."""
+    warmup_epochs: float | None = None
+    """Epochs in which the learning rate rises; by default 1."""
+    clip_norm: float | None = None
+    """Longest gradient; 0: any. By default 10."""
+    ema_decay: float | None = None
+    """Of the averaged weights, which are evaluated and kept; 0: none. By default 0.998."""
     precision: Precision = "fp32"
     """Of the network's arithmetic in training; bf16 is fast on new GPUs, and on CPUs that have it (avx512_bf16, amx_bf16)."""
     channels_last: bool = False
@@ -107,24 +110,19 @@ class TrainArgs(DataArgs):
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise UserError(f"--workers {self.workers}: give the number of Ray Train workers, or 0 to train in this process")
-        if self.size < 0 or self.crop < 0:
+        if (self.size or 0) < 0 or self.crop < 0:
             raise UserError(f"--size {self.size} --crop {self.crop}: give pixels, or 0")
 
 
 def run_spec(args: TrainArgs) -> RunSpec:
     """The run that the flags describe, with every path absolute."""
     name, options = chosen_model(args)
+    args = with_recipe(args, recipe_of(name))
     train_spec = TrainSpec(
         epochs=args.epochs,
         batch_size=args.batch,
         accumulate=args.accumulate,
-        optimizer=args.optimizer,
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        schedule=args.schedule,
-        warmup_epochs=args.warmup_epochs,
-        clip_norm=args.clip_norm,
-        ema_decay=args.ema_decay,
+        **{name: getattr(args, name) for name in OF_THE_OPTIMISER},
         ema_tau=200.0,
         precision=args.precision,
         channels_last=args.channels_last,
@@ -158,6 +156,12 @@ def run_spec(args: TrainArgs) -> RunSpec:
     return resolved(spec)
 
 
+def with_recipe(args: TrainArgs, recipe: Recipe) -> TrainArgs:
+    """The flags, with the recipe's values where none were given."""
+    known = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+    return replace(args, **{name: value for name, value in known.items() if getattr(args, name) in (None, "")})
+
+
 def chosen_model(args: TrainArgs) -> tuple[str, dict[str, object]]:
     """Preset and options: those of the package to fine-tune where no model is named, but for what it has from its own data."""
     if args.model or not args.init:
@@ -180,6 +184,7 @@ def augmentation(args: TrainArgs) -> AugmentSpec:
 def overrides(model: str, args: TrainArgs) -> dict[str, object]:
     """The options of ``--set``, with the size at which the model predicts and the class weights that are given as numbers."""
     known = {f.name for f in fields(resolve_config(model, {}))}
+    assert args.size is not None  # from the recipe, where it was not given
     options: dict[str, object] = {**option_pairs(args.set)}
     if args.class_weights:
         if "class_weights" not in known:

@@ -18,6 +18,7 @@ from stratum.training.allocator import keep_freed_memory
 from stratum.training.context import Context, LocalContext
 from stratum.training.engine import Log, TrainResult, train
 from stratum.training.evaluation import BEST_METRIC, Evaluator, collect, evaluate, evaluator_for
+from stratum.training.patches import check_patches
 from stratum.training.progress import Say, say_nothing
 from stratum.training.spec import ModelSpec, RunSpec, from_dict, to_dict
 from stratum_models.catalog import build_model, preset, resolve_config
@@ -42,6 +43,7 @@ def check(spec: RunSpec, say: Say = say_nothing) -> Dataset:
     if not len(data.val):
         raise UserError(f"{spec.data.uri}: no validation images: add a val part or raise the validation fraction")
     spec.train.check_batch(len(data.train), spec.num_workers)
+    check_patches(spec, data)
     make_model(spec.model, data.classes, say)
     return data
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from stratum import storage
+from stratum.training.patches import check_patches
 from stratum.training.progress import Say
 from stratum.training.run import check, report_problems
 from stratum.tuning.space import Grid
@@ -25,6 +26,8 @@ def check_sweep(sweep: SweepSpec, say: Say) -> None:
     check_models(grid)
     preset, overrides = networks(sweep, grid)[0]
     data = check(replace(sweep.base, model=replace(sweep.base.model, preset=preset, overrides=overrides)))
+    for name, options in judged_networks(sweep, grid):
+        check_patches(replace(sweep.base, model=replace(sweep.base.model, preset=name, overrides=options)), data)
     report_problems(data, say)
 
 
@@ -65,6 +68,14 @@ def check_models(grid: Grid | None) -> None:
         if not variant.rows:
             weights = vars(resolve_config(variant.preset, variant.overrides)).get("class_weights", ())
             build_model(variant.preset, num_classes=len(weights) or 2, overrides=variant.overrides)
+
+
+def judged_networks(sweep: SweepSpec, grid: Grid | None) -> list[tuple[str, Mapping[str, object]]]:
+    """As :func:`networks`, with the further judgements of their weights; of a search, one for each size of a patch that it may draw."""
+    if grid is not None:
+        return networks(sweep, grid) + [(v.preset, judgement.overrides) for v in grid.variants for judgement in v.judgements]
+    sides = sweep.plan.choices.get("patch", ())
+    return [(sweep.base.model.preset, {**sweep.extra, "patch": side, "pick": "share"}) for side in sides]
 
 
 def networks(sweep: SweepSpec, grid: Grid | None) -> list[tuple[str, Mapping[str, object]]]:

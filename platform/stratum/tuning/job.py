@@ -11,6 +11,7 @@ from stratum.cost import parse_size
 from stratum.data.flags import DataArgs
 from stratum.data.frequencies import RULES
 from stratum.data.transforms import prediction_size, resolve_augmentation
+from stratum.training.recipes import recipe_of
 from stratum.training.spec import ModelSpec, Precision, RunSpec, TrainSpec
 from stratum.tuning.space import parse_tables
 from stratum.tuning.spec import SweepSpec
@@ -42,15 +43,16 @@ class SweepArgs(DataArgs):
     """Go on with the sweep of this name; everything but --storage is then taken from it."""
     epochs: int = 60
     """Epochs of a trial."""
-    size: int = 256
+    size: int | None = None
     """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are. The "paper"
-    augmentation has sizes of its own."""
+    augmentation has sizes of its own. This, --learning-rate and --augment are by default those of the study's network: its paper's for
+    two_stage (whole images), for all others 256, 2e-3 with AdamW and cosine, and strong."""
     batch: int = 8
     """Images of an optimiser step."""
-    learning_rate: float = 2e-3
-    """Peak learning rate (AdamW, cosine); a search varies it by a factor of 4 either way."""
-    augment: str = "strong"
-    """Augmentation preset: none, paper or strong."""
+    learning_rate: float | None = None
+    """Peak learning rate; a search varies it by a factor of 4 either way."""
+    augment: str = ""
+    """Augmentation preset: none, paper, two_stage or strong."""
     class_weights: str = ""
     """Weights of the classes in the losses ce and ohem, for semantic models: inverse or median, counted on the training images, or
     numbers such as 1,4,2.5."""
@@ -115,6 +117,7 @@ def run(sweep: SweepSpec, earlier: str | None, *, resume: bool) -> int:
     from stratum.tracking import open_run
     from stratum.training.distributed import check_cluster
     from stratum.tuning.outcome import show, time_finalists
+    from stratum.tuning.preparation import lay_groundwork
     from stratum.tuning.spec import save_sweep
     from stratum.tuning.sweep import run_sweep
 
@@ -125,6 +128,11 @@ def run(sweep: SweepSpec, earlier: str | None, *, resume: bool) -> int:
     tags = {"stratum.sweep": sweep.name, "stratum.kind": "sweep"}
     with open_run(sweep.base.experiment, sweep.name, asdict(sweep), tags, resume_id=earlier) as parent:
         save_sweep(sweep, parent.run_id)
+        try:
+            lay_groundwork(sweep, parent.run_id, parent.uri, say)
+        except KeyboardInterrupt:
+            say_how_to_go_on(sweep)
+            raise
         rows, interrupted = run_sweep(sweep, parent.run_id, parent.uri, resume=resume, say=say)
         try:
             rows = rows if interrupted else time_finalists(rows, sweep, parent.uri, say)
@@ -132,10 +140,15 @@ def run(sweep: SweepSpec, earlier: str | None, *, resume: bool) -> int:
             interrupted = True
         show(rows, sweep, parent, partial=interrupted)
         if interrupted:
-            again = [sys.executable, f"jobs/tune_{sweep.study}.py", "--storage", sweep.base.storage, "--resume", sweep.name]
-            print(f"interrupted; go on with: {shlex.join(again)}", flush=True)
+            say_how_to_go_on(sweep)
             raise KeyboardInterrupt
     return 0 if any(row.state == "finished" for row in rows) else 1
+
+
+def say_how_to_go_on(sweep: SweepSpec) -> None:
+    """Prints the command that resumes a sweep."""
+    again = [sys.executable, f"jobs/tune_{sweep.study}.py", "--storage", sweep.base.storage, "--resume", sweep.name]
+    print(f"interrupted; go on with: {shlex.join(again)}", flush=True)
 
 
 def sweep_spec(study: str, args: SweepArgs) -> SweepSpec:
@@ -153,7 +166,7 @@ def sweep_spec(study: str, args: SweepArgs) -> SweepSpec:
         space=args.space,
         tables=tables if args.space == "ablation" else (),
         models=models,
-        extra=options(args),
+        extra=options(plan.preset, args),
         class_weights=args.class_weights if args.class_weights in ("none", *RULES) else "",
         trials=args.trials,
         max_concurrent=args.max_concurrent,
@@ -168,18 +181,20 @@ def base_run(preset: str, name: str, args: SweepArgs) -> RunSpec:
     """What every trial has in common."""
     from stratum.cluster import results_folder
 
+    recipe = recipe_of(preset)
     train = TrainSpec(
         epochs=args.epochs,
         batch_size=args.batch,
-        optimizer="adamw",
-        learning_rate=args.learning_rate,
-        weight_decay=0.05,
-        schedule="cosine",
-        ema_decay=0.998,
+        optimizer=recipe.optimizer,
+        learning_rate=recipe.learning_rate if args.learning_rate is None else args.learning_rate,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        warmup_epochs=recipe.warmup_epochs,
+        ema_decay=recipe.ema_decay,
         ema_tau=200.0,
         evaluate_every=args.evaluate_every,
         checkpoint_every=args.evaluate_every,
-        clip_norm=10.0,
+        clip_norm=recipe.clip_norm,
         precision=args.precision,
         channels_last=args.channels_last,
         mosaic_off_last=min(10, args.epochs // 5),
@@ -192,7 +207,7 @@ def base_run(preset: str, name: str, args: SweepArgs) -> RunSpec:
         experiment=args.experiment,
         name=name,
         train=train,
-        augment=resolve_augmentation(args.augment, args.size or None),
+        augment=resolve_augmentation(args.augment or recipe.augment, size_of(preset, args) or None),
         num_workers=args.workers,
         use_gpu=args.gpu,
         cpus_per_worker=args.cpus_per_worker,
@@ -200,7 +215,12 @@ def base_run(preset: str, name: str, args: SweepArgs) -> RunSpec:
     )
 
 
-def options(args: SweepArgs) -> dict[str, object]:
+def size_of(preset: str, args: SweepArgs) -> int:
+    """Pixels of the shorter side that images are scaled to; 0: none."""
+    return recipe_of(preset).size if args.size is None else args.size
+
+
+def options(preset: str, args: SweepArgs) -> dict[str, object]:
     """The options of every trial's network: those of ``--set``, the size at which it predicts, and class weights given as numbers."""
     given: dict[str, object] = {**option_pairs(args.set)}
     if {"input_short", "input_long"} & given.keys():
@@ -209,4 +229,4 @@ def options(args: SweepArgs) -> dict[str, object]:
         raise UserError("--class-weights and --set class_weights say the same: give one of them")
     if args.class_weights not in ("", "none", *RULES):
         given["class_weights"] = args.class_weights
-    return {**given, **prediction_size(args.augment, args.size)}
+    return {**given, **prediction_size(args.augment, size_of(preset, args))}

@@ -13,7 +13,10 @@ from stratum.tuning.finalists import choose_finalists, keep_costs, measure, winn
 from stratum.tuning.results import comparison, plot_effects, plot_front, problems
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.sweep import TrialRow, last_line
+from stratum.tuning.two_stage_report import two_stage_plots
+from stratum_models.catalog import resolve_config
 from stratum_models.package import load_manifest
+from stratum_models.two_stage.config import TwoStageConfig
 
 Say = Callable[[str], None]
 PATIENCE = 10.0  # seconds that the figures of a trial's run may take to be delivered; later, the spool delivers them
@@ -56,6 +59,8 @@ def show(rows: Sequence[TrialRow], sweep: SweepSpec, parent: Run, *, partial: bo
         out = Path(folder) / "report"
         plot_front(rows, study, out / "pareto.png", sweep.name)
         plot_effects(rows, study, out / "effects.png", sweep.name)
+        if isinstance(resolve_config(study.preset), TwoStageConfig):
+            two_stage_plots(rows, out, sweep.name)
         (out / "table.txt").write_text(table, encoding="utf-8")
         (out / "table.md").write_text(comparison(rows, study, grid, markdown=True), encoding="utf-8")
         (out / "trials.json").write_text(json.dumps([asdict(row) for row in rows], indent=2, default=str), encoding="utf-8")

@@ -150,7 +150,10 @@ def _variant(study: Study, row: StudyRow, extra: Options, class_weights: str) ->
 
 
 def _merged(study: Study, rows: Sequence[StudyRow], extra: Options, class_weights: str) -> Variant:
-    """The variant of rows that share a training: its own evaluation for those that ask for no other, a judgement for each other one."""
+    """The variant of rows that share a training, with a judgement for each other evaluation than its own.
+
+    Its own is what its options say; where no row asks for that, it is that of the first row.
+    """
     variants = [_variant(study, row, extra, class_weights) for row in rows]
     first = variants[0]
     plain = _identity(first)
@@ -158,16 +161,18 @@ def _merged(study: Study, rows: Sequence[StudyRow], extra: Options, class_weight
     for row in rows:
         overrides = typed(first.preset, {**first.overrides, **row.evaluation})
         judged.setdefault(_identity(first, overrides), []).append((row, overrides))
+    own = plain if plain in judged else next(iter(judged))
     judgements = tuple(
         Judgement(name=_slug(members[0][0].key), overrides=members[0][1], rows=tuple(row.key for row, _ in members))
         for identity, members in judged.items()
-        if identity != plain
+        if identity != own
     )
+    row, overrides = judged[own][0]
     return Variant(
-        name=first.name,
+        name=_name(study, row),
         preset=first.preset,
-        overrides=first.overrides,
-        rows=tuple(row.key for row, _ in judged.get(plain, [])),
+        overrides=overrides,
+        rows=tuple(one.key for one, _ in judged[own]),
         fixed=tuple(dict.fromkeys(name for variant in variants for name in variant.fixed)),
         class_weights=first.class_weights,
         judgements=judgements,

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from stratum import storage
 from stratum.data.frequencies import RULES
 from stratum.training.spec import RunSpec, from_dict
+from stratum.tuning.groundwork import Groundwork, groundwork_epochs, groundwork_of
 from stratum.tuning.space import RATE, Grid, Options, Variant, ablation_grid, own_variant, sampled_variant
 from stratum.tuning.studies import Study, find_study
 from stratum_models.errors import UserError
@@ -89,12 +90,27 @@ class SweepSpec:
     def run_spec(self, variant: Variant, config: Mapping[str, Any]) -> RunSpec:
         """The training run of a trial, but for the weights of the classes, which are counted in the data."""
         rate = self.base.train.learning_rate * float(config.get(RATE, 1.0))
+        model = replace(self.base.model, preset=variant.preset, overrides=variant.overrides)
+        shared = groundwork_of(variant)
+        if shared:
+            package = storage.join(self.folder, "shared", shared.name, "package")
+            model = replace(model, init=package, overrides={**model.overrides, "stage1_share": 0.0})
         return replace(
             self.base,
             name=variant.name,
             storage=storage.join(self.folder, "trials"),
-            model=replace(self.base.model, preset=variant.preset, overrides=variant.overrides),
+            model=model,
             train=replace(self.base.train, learning_rate=rate),
+        )
+
+    def groundwork_spec(self, shared: Groundwork) -> RunSpec:
+        """The training run of what trials share."""
+        return replace(
+            self.base,
+            name=shared.name,
+            storage=storage.join(self.folder, "shared"),
+            model=replace(self.base.model, preset=shared.preset, overrides=shared.overrides),
+            train=replace(self.base.train, epochs=groundwork_epochs(self.base.train.epochs)),
         )
 
 

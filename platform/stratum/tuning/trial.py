@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ import ray.tune
 from stratum import cost, storage
 from stratum.data.source import load_data
 from stratum.tracking import Run, open_run
-from stratum.training.appraise import draw_figures
+from stratum.training.appraise import draw_figures, timed_images, timed_model
 from stratum.training.context import LocalContext
 from stratum.training.distributed import run_distributed, work
 from stratum.training.engine import TrainResult
@@ -30,14 +30,17 @@ from stratum.training.progress import say_nothing, say_on_stdout
 from stratum.training.run import RUN_FILE, build_loaders, claim, claimed, load, parameters, run_folder, write_package
 from stratum.training.spec import RunSpec
 from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, EpochRows, Report
-from stratum.tuning.space import Judgement, Variant
+from stratum.tuning.space import Judgement, Variant, known
 from stratum.tuning.spec import SweepSpec
+from stratum.tuning.studies.study import RELATIVE_TIME
 from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
+from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import load_package
 
 logger = logging.getLogger(__name__)
 
+RELATIVE_ROUNDS = 5  # in which a trial is timed beside the study's reference
 PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0)  # seconds between tries to open a trial's run while the tracking store is away
 
 
@@ -49,13 +52,13 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
     os.environ["MLFLOW_TRACKING_URI"] = tracking  # the driver's: this process may stand on another machine
     variant = sweep.variant(config, str(ray.tune.get_context().get_trial_id()))
     spec = weighted(sweep.run_spec(variant, config), variant.class_weights)
-    known = static_costs(variant.preset, variant.overrides, sweep)
+    costs = static_costs(variant.preset, variant.overrides, sweep)
     with patient_run(spec, f"{sweep.name}/{variant.name}", trial_tags(sweep, variant, variant.name, variant.rows), parent_id) as run:
         claim(spec, run.run_id)
-        run.log_metrics(known)
-        fixed = {**known, RUN_ID: run.run_id}
+        run.log_metrics(costs)
+        fixed = {**costs, RUN_ID: run.run_id}
         result = train_network(spec, run, EpochRows(fixed=fixed, study=sweep.study, epochs=sweep.base.train.epochs))
-        final = {**_beside_others(result.metrics), **known}
+        final = {**_beside_others(result.metrics), **costs, **relative_time(spec, result, sweep)}
         final[UTILITY] = sweep.plan.utility(final)
         run.log_metrics(final, step=result.epochs)
         log_figures(run, result, spec)
@@ -89,18 +92,38 @@ def judge(judgement: Judgement, variant: Variant, spec: RunSpec, trained: TrainR
     tags = trial_tags(sweep, variant, judgement.name, judgement.rows)
     with patient_run(spec, f"{sweep.name}/{judgement.name}", tags, parent_id) as run:
         claim(spec, run.run_id)
-        result = evaluated_again(spec, trained) if spec.num_workers == 1 else evaluated_elsewhere(spec, trained)
-        metrics = {**_beside_others(result.metrics), **static_costs(variant.preset, judgement.overrides, sweep)}
+        result: TrainResult = with_cpus(spec, evaluated_again, spec, trained)
+        costs = static_costs(variant.preset, judgement.overrides, sweep)
+        metrics = {**_beside_others(result.metrics), **costs, **relative_time(spec, result, sweep)}
         metrics[UTILITY] = sweep.plan.utility(metrics)
         run.log_metrics(metrics, step=result.epochs)
     return {"metrics": metrics, "run_id": run.run_id, "package": result.package}
 
 
-def evaluated_elsewhere(spec: RunSpec, trained: TrainResult) -> TrainResult:
-    """:func:`evaluated_again` where there is room: the place of a trial that waits for workers has no CPUs."""
-    task = ray.remote(num_cpus=spec.cpus_per_worker, num_gpus=int(spec.use_gpu), scheduling_strategy="DEFAULT")(evaluated_again)
-    result: TrainResult = ray.get(task.remote(spec, trained))
-    return result
+def with_cpus(spec: RunSpec, call: Callable[..., Any], *arguments: object) -> Any:
+    """The answer of a call where a worker's CPUs are: here where the trial is the worker, else in a task outside of the trial's place."""
+    if spec.num_workers == 1:
+        return call(*arguments)
+    task = ray.remote(num_cpus=spec.cpus_per_worker, num_gpus=int(spec.use_gpu), scheduling_strategy="DEFAULT")(call)
+    return ray.get(task.remote(*arguments))
+
+
+def relative_time(spec: RunSpec, result: TrainResult, sweep: SweepSpec) -> dict[str, float]:
+    """The time of the package's prediction over that of the study's reference, timed in turn; empty where the study has none."""
+    if not sweep.plan.reference:
+        return {}
+    return {RELATIVE_TIME: with_cpus(spec, _timed_beside, str(result.package), sweep)}
+
+
+def _timed_beside(package: str, sweep: SweepSpec) -> float:
+    """Both networks see the same validation images, at the size that costs refer to."""
+    device = "cuda" if sweep.base.use_gpu else "cpu"
+    data, name = load_data(sweep.base.data), sweep.plan.reference
+    overrides = cost.unresized(known(name, {**sweep.plan.defaults, **sweep.extra}))
+    reference = build_model(name, num_classes=len(data.classes), overrides=overrides)
+    models = {key: prepare_for_inference(one.to(device)) for key, one in (("reference", reference), ("own", timed_model(package)))}
+    rounds = min(sweep.timing_rounds, RELATIVE_ROUNDS) or 1
+    return cost.time_models(models, timed_images(data, sweep.cost_size), repeats=rounds, warmup=1)["own"].ratio
 
 
 def evaluated_again(spec: RunSpec, trained: TrainResult) -> TrainResult:

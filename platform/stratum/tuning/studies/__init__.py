@@ -5,9 +5,10 @@ from stratum.tuning.studies.fm_hrnet import FM_HRNET
 from stratum.tuning.studies.losnet import LOSNET
 from stratum.tuning.studies.slag import SLAG
 from stratum.tuning.studies.study import Study, StudyRow, Tradeoff
+from stratum.tuning.studies.two_stage import TWO_STAGE
 from stratum_models.errors import UserError
 
-STUDIES: dict[str, Study] = {"losnet": LOSNET, "fm_hrnet": FM_HRNET, "arsm": ARSM, "slag": SLAG}
+STUDIES: dict[str, Study] = {"losnet": LOSNET, "fm_hrnet": FM_HRNET, "arsm": ARSM, "slag": SLAG, "two_stage": TWO_STAGE}
 
 
 def find_study(name: str) -> Study:

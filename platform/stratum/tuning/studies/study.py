@@ -9,6 +9,8 @@ from stratum.pareto import Objective
 from stratum.report.tables import Figure
 from stratum_models.errors import UserError
 
+RELATIVE_TIME = "cost/relative_time"  # of a prediction, over that of the study's reference in the same minute on the same machine
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRow:
@@ -85,6 +87,8 @@ class Study:
     class_weights: tuple[str, ...] = ()  # rules that a search draws; empty: those of the sweep
     defaults: Mapping[str, object] = field(default_factory=dict)  # of every row whose network has the option, unless the sweep sets it
     tradeoff: Tradeoff
+    costs: tuple[str, ...] = ("cost/macs", "cost/size_mb")  # what is weighed against the accuracy
+    reference: str = ""  # preset beside which every trial is timed; empty: only finalists are timed, at the end
 
     def __post_init__(self) -> None:
         key, count = Counter(row.key for row in self.rows).most_common(1)[0]
@@ -101,8 +105,7 @@ class Study:
         """What the Pareto front and the search weigh against each other."""
         return (
             Objective(metric=self.accuracy.metric, direction="max"),
-            Objective(metric="cost/macs", direction="min"),
-            Objective(metric="cost/size_mb", direction="min"),
+            *(Objective(metric=cost, direction="min") for cost in self.costs),
         )
 
     def utility(self, metrics: Mapping[str, float]) -> float:

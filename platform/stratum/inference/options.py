@@ -1,0 +1,26 @@
+"""Options of a package's model that prediction may change, such as which patches a two-stage model refines."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from stratum_models.catalog import build_model
+from stratum_models.errors import UserError
+from stratum_models.package import LoadedModel
+
+
+def with_options(loaded: LoadedModel, options: Mapping[str, str]) -> LoadedModel:
+    """The package with other options and the same weights.
+
+    Raises:
+        UserError: the model has no such option, or its weights do not fit with it.
+    """
+    if not options:
+        return loaded
+    manifest = replace(loaded.manifest, overrides={**loaded.manifest.overrides, **options})
+    model = build_model(manifest.preset, num_classes=manifest.num_classes, overrides=manifest.overrides)
+    try:
+        model.load_state_dict(loaded.model.state_dict())
+    except RuntimeError as error:
+        given = ", ".join(f"{name}={value}" for name, value in options.items())
+        raise UserError(f"--set {given}: the package's weights do not fit a model like that: choose options of prediction alone") from error
+    return replace(loaded, model=model.eval(), manifest=manifest)
