@@ -10,9 +10,10 @@ from rich.console import Console
 from stratum import storage
 from stratum.cli import option_pairs, run_job
 from stratum.cluster import ray_cluster
+from stratum.inference.bands import knows_slag
 from stratum.inference.batch import check_cluster, list_work, predict_all
 from stratum.inference.instances import InstanceResults
-from stratum.inference.masks import MaskResults, knows_slag
+from stratum.inference.masks import MaskResults
 from stratum.inference.options import with_options
 from stratum.inference.work import BatchSpec, MaskFormat
 from stratum.registry import fetch_package
