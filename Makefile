@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine: a virtual environment in .venv with the versions of constraints.txt.
-.PHONY: help setup demo test check format
+.PHONY: help setup demo serve test check format
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -12,6 +12,9 @@ setup:  ## create .venv and install everything; instant when nothing changed
 
 demo: setup  ## a small sweep over LosNet on synthetic ore: local Ray, sqlite MLflow, local files
 	$(BIN)/python jobs/tune_losnet.py --demo
+
+serve: setup  ## answer over HTTP on port 8000 with what the demo made; SERVE_ARGS="models=losnet" serves the registry's champion
+	$(BIN)/serve run stratum_serve.app:build $(SERVE_ARGS)
 
 test: setup  ## every test, in two processes; PYTEST_ARGS="-k name" selects some
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

@@ -75,6 +75,8 @@ def keep_winner(best: TrialRow, sweep: SweepSpec, parent: Run, *, register: bool
     name = sweep.register_as if register else ""
     package = storage.fetch_tree(best.package or "")
     parent.log_package(package, name or None)
+    if sweep.keep_as:
+        storage.upload_tree(package, sweep.keep_as)
     title = sweep.plan.accuracy.title
     print(f"winner: {best.name} (highest {title} less its price in multiply-adds and size); package: {best.package}")
     if name:
