@@ -13,7 +13,7 @@ from stratum.tuning.finalists import choose_finalists, keep_costs, measure, winn
 from stratum.tuning.results import comparison, plot_effects, plot_front, problems
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.sweep import TrialRow, last_line
-from stratum_models.package import load_manifest
+from stratum_models.package import MANIFEST_FILE, load_manifest
 
 Say = Callable[[str], None]
 PATIENCE = 10.0  # seconds that the figures of a trial's run may take to be delivered; later, the spool delivers them
@@ -76,7 +76,7 @@ def keep_winner(best: TrialRow, sweep: SweepSpec, parent: Run, *, register: bool
     package = storage.fetch_tree(best.package or "")
     parent.log_package(package, name or None)
     if sweep.keep_as:
-        storage.upload_tree(package, sweep.keep_as)
+        storage.upload_tree(package, sweep.keep_as, last=(MANIFEST_FILE,))
     title = sweep.plan.accuracy.title
     print(f"winner: {best.name} (highest {title} less its price in multiply-adds and size); package: {best.package}")
     if name:
