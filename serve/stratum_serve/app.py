@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from stratum.tracking import tracking_uri
 from stratum_models.errors import UserError
 from stratum_models.package import load_manifest
+from stratum_serve.batch_routes import batch_routes
 from stratum_serve.calls import call
 from stratum_serve.config import Scaling, ServeArgs, ServeConfig, load_config
 from stratum_serve.http import make_app
@@ -63,7 +64,7 @@ class Ingress:
         self._keys, self._service = keys, Service(config, RayBackend(models, stage1))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._service, self._keys)
+        return make_app(self._service, self._keys, batch_routes(self._service))
 
 
 def build(args: ServeArgs) -> Application:

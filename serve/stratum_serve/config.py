@@ -122,6 +122,8 @@ class ServeConfig(_Part):
     )
     models_per_replica: int = Field(default=3, ge=1)
     batching: Batching = Batching()
+    batches: str = Field(default="", description="A folder or s3://... that remembers batches; empty: the user's own on this machine.")
+    batch_workers: int = Field(default=1, ge=1, description="Actors of Ray Data that a batch may have, each of one CPU.")
     page: bool = True
 
     @field_validator("models")
