@@ -128,7 +128,7 @@ class Directory:
             return entry.target
         error = entry.error
         if reference.which and isinstance(error, NotRegisteredError):
-            del self._entries[reference]  # what clients invent is not kept
+            self._forget(reference)  # what clients invent is not kept
         raise _problem(error, reference)
 
     async def refresh(self) -> None:
@@ -136,10 +136,13 @@ class Directory:
         now = time.monotonic()
         for reference, entry in list(self._entries.items()):
             if reference.which and now - entry.asked > FORGET_SECONDS:
-                self._entries.pop(reference, None)
-                self._locks.pop(reference, None)
+                self._forget(reference)
             elif not (reference.version and entry.target is not None):  # a version never changes
                 await self._update(reference)
+
+    def _forget(self, reference: Reference) -> None:
+        self._entries.pop(reference, None)
+        self._locks.pop(reference, None)
 
     async def _update(self, reference: Reference) -> None:
         async with self._locks.setdefault(reference, asyncio.Lock()):

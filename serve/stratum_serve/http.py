@@ -27,7 +27,9 @@ from stratum_serve.service import Service
 from stratum_serve.worker import Answer
 
 PAGE = FilePath(__file__).parent / "page"
-POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; connect-src 'self' blob:; style-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 Model = Annotated[str, Path(description="name, name@alias or name@3", max_length=201)]
 
 
