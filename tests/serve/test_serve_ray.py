@@ -11,9 +11,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import schemathesis
 import torch
 from running import Load, Running, free_port, running, until
 from serve_tools import decoded, make_package, picture, png
+from truth import check_operations
 
 from stratum import storage
 from stratum.registry import log_package
@@ -179,6 +181,12 @@ def test_batches_are_cancelled_and_refused(site: Site, s3_env: Any) -> None:
             assert http.post("/v1/batches", json=body).status_code == status
         assert http.get(f"/v1/batches/{'0' * 32}").status_code == 404
         assert http.post(f"/v1/batches/{'0' * 32}/resume").status_code == 404
+
+
+def test_schemathesis_finds_nothing_in_batches(site: Site) -> None:
+    schema = schemathesis.openapi.from_url(f"{site.server.url}/openapi.json")
+    with httpx.Client(base_url=site.server.url, headers=site.headers, timeout=60) as http:
+        assert check_operations(schema, http, "/v1/batches", examples=15) == 4
 
 
 def etags(site: Site, prefix: str) -> dict[str, str]:
