@@ -1,8 +1,9 @@
 # Each target does its own set-up on a fresh machine: a virtual environment in .venv with the versions of constraints.txt.
-.PHONY: help setup demo serve test check format
+.PHONY: help setup demo serve test soak check format
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 BIN := .venv/bin
+PACKAGE ?= outputs/demo-package
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -18,6 +19,10 @@ serve: setup  ## answer over HTTP on port 8000 with what the demo made; SERVE_AR
 
 test: setup  ## every test, in two processes; PYTEST_ARGS="-k name" selects some
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+soak: setup  ## what takes long or looks at the clock: load, faults, recovery, speed; PACKAGE=folder names another model than the demo's
+	$(BIN)/python tests/soak/endurance.py --package $(PACKAGE) --json outputs/endurance.json
+	$(BIN)/python tests/soak/speed.py --package $(PACKAGE) --json outputs/speed.json
 
 check: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
