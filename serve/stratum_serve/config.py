@@ -6,7 +6,7 @@ not given there, from ``STRATUM_SERVE_<FIELD>`` in the environment (JSON where a
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -111,7 +111,7 @@ class ServeConfig(_Part):
     refresh_seconds: float = Field(default=5.0, gt=0, description="How often aliases and packages are looked at again.")
     keys_file: str = Field(default="", description="A secret file of hashed API keys; see stratum_serve.keys.")
     s3_prefixes: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(default=(), description="Where images and results may lie.")
-    backend: str = Field(default="torch", pattern="^(torch|compile)$")
+    backend: Literal["torch", "compile", "onnxruntime"] = "torch"
     limits: Limits = Limits()
     scaling: Scaling = Scaling()
     ingress: Scaling = Scaling(cpus=0.0, max_ongoing_requests=100, max_replicas=1, target_ongoing_requests=32.0)

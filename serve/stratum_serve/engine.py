@@ -6,6 +6,7 @@ Shapes: ``H`` and ``W`` the size of an image.
 import math
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +18,11 @@ from stratum_models.errors import UserError
 from stratum_models.interface import Prediction, SegmentationModel
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import LoadedModel, Manifest, load_package
+from stratum_serve.accelerate import compile_layers, use_onnxruntime
 
 DIVISOR = 32  # every network here pads its batches to multiples of it
 WARM_SIZE = (480, 640)
+Backend = Literal["torch", "compile", "onnxruntime"]
 
 
 class Engine:
@@ -28,20 +31,23 @@ class Engine:
     Args:
         loaded: what the package holds.
         device: where it runs.
-        compiled: whether ``torch.compile`` speeds up its layers; the first images of each shape then take long.
+        backend: what runs its convolutions; see :mod:`stratum_serve.accelerate`.
+
+    Raises:
+        UserError: the backend cannot run this network.
     """
 
-    def __init__(self, loaded: LoadedModel, *, device: str = "cpu", compiled: bool = False) -> None:
+    def __init__(self, loaded: LoadedModel, *, device: str = "cpu", backend: Backend = "torch") -> None:
         self.manifest: Manifest = loaded.manifest
-        self.model: SegmentationModel = prepare_for_inference(loaded.model).to(device)
+        channels_last = backend != "onnxruntime"  # which lays out for itself
+        self.model: SegmentationModel = prepare_for_inference(loaded.model, channels_last=channels_last).to(device)
         self.depth = DepthRule(**loaded.manifest.depth_rule) if loaded.manifest.depth_rule else None
-        if compiled:
-            self._compile()
-
-    def _compile(self) -> None:
-        for model in self.model.exportable.values():
-            for child in model.children():
-                child.compile(dynamic=False)
+        if backend == "compile":
+            compile_layers(self.model)
+        elif backend == "onnxruntime":
+            if device != "cpu":
+                raise UserError("backend onnxruntime runs on CPUs here: set backend torch or compile, or gpus to 0")
+            use_onnxruntime(self.model, torch.get_num_threads())
 
     def warm(self) -> None:
         """One image through the network, so that the first request does not pay for what is only made once."""
@@ -65,7 +71,7 @@ class Engine:
         return math.ceil(height / DIVISOR), math.ceil(width / DIVISOR)
 
 
-def open_package(folder: Path, sha256: str = "", *, device: str = "cpu", compiled: bool = False) -> Engine:
+def open_package(folder: Path, sha256: str = "", *, device: str = "cpu", backend: Backend = "torch") -> Engine:
     """The engine of a package, its hashes checked; ``sha256`` is what its weights must have, if known.
 
     Raises:
@@ -74,6 +80,6 @@ def open_package(folder: Path, sha256: str = "", *, device: str = "cpu", compile
     loaded = load_package(folder)
     if sha256 and loaded.manifest.weights_sha256 != sha256:
         raise UserError(f"{folder}: its weights have changed (sha256 {loaded.manifest.weights_sha256[:12]}...): ask again")
-    engine = Engine(loaded, device=device, compiled=compiled)
+    engine = Engine(loaded, device=device, backend=backend)
     engine.warm()
     return engine

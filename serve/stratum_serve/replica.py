@@ -55,10 +55,10 @@ class _Host:
 
     async def _open(self, model_id: str) -> Engine:
         uri, _, sha256 = model_id.rpartition("#")
-        device, compiled = "cuda" if self._scaling.gpus else "cpu", self._config.backend == "compile"
+        device, backend = "cuda" if self._scaling.gpus else "cpu", self._config.backend
         try:
             return await self.worker.off_loop(
-                self.worker.compute, lambda: open_package(fetch_package(uri), sha256, device=device, compiled=compiled)
+                self.worker.compute, lambda: open_package(fetch_package(uri), sha256, device=device, backend=backend)
             )
         except (UserError, Problem) as error:
             raise Problem("model-broken", error.detail if isinstance(error, Problem) else str(error), 5) from error

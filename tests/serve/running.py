@@ -52,15 +52,16 @@ def running(port: int, args: Mapping[str, Any], env: Mapping[str, str]) -> Itera
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray puts sockets below it, whose paths may have 107 bytes at most
     paths = os.pathsep.join(str(ROOT / part) for part in ("platform", "models", "serve"))
     command = [sys.executable, str(LAUNCH), str(port), str(folder), json.dumps(args)]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": paths, **env},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "stderr").open("w"),
-        text=True,
-        start_new_session=True,
-    )
+    with (folder / "stderr").open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": paths, **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
     try:
         assert process.stdout is not None
         if not any(line.startswith("UP") for line in process.stdout):
