@@ -6,6 +6,7 @@ have records beside their results (:mod:`stratum.inference.records`), so that a 
 
 import asyncio
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ NAMESPACE = "stratum-batches"
 NOTE_SECONDS = 1.0  # between two updates of what is known
 SILENT_SECONDS = 30.0  # after which a batch that says it is queued, but has no actor, was cut short
 MANIFEST = "manifest.json"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,7 @@ class BatchRunner:
             known = self._store.read(batch) or state
             self._store.write(replace(known, status="failed", note=note))
             if not isinstance(error, UserError):
-                raise
+                logger.exception("batch %s failed", batch)
         finally:
             ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
@@ -182,8 +184,7 @@ class BatchDesk:
 
     async def start(self, state: BatchState) -> BatchState | None:
         """Begin, or go on with, a batch; None where too many run."""
-        async with asyncio.timeout(60):
-            return await asyncio.to_thread(self._start, state)
+        return await asyncio.to_thread(self._start, state)
 
     async def look(self, batch: str) -> BatchState | None:
         """How far a batch is; None where there is none."""

@@ -58,7 +58,7 @@ def _segment(page: Page, key: str, image: Path, model: str) -> None:
         page.get_by_label("API key").fill(key)
         page.get_by_label("API key").blur()
     expect(page.locator("#model option", has_text=model)).to_have_count(1)
-    page.get_by_label("Model", exact=True).select_option(model)
+    page.locator("#model").select_option(model)
     page.get_by_role("button", name="Segment").click()
     expect(page.get_by_role("status")).to_contain_text("Choose an image")
     page.locator("#file").set_input_files(image)

@@ -36,7 +36,7 @@ class Running:
 
     def actors(self, name: str) -> list[psutil.Process]:
         """The processes of an actor class."""
-        return [one for one in self._processes() if f"ray::{name}" in _title(one)]
+        return [one for one in self._processes() if _title(one).startswith("ray::") and name in _title(one)]
 
     def _processes(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)

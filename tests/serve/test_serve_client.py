@@ -54,10 +54,28 @@ def test_it_repeats_what_may_succeed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 415, 422, 500, 504])
 def test_it_does_not_repeat_what_stays_wrong(status: int) -> None:
-    handle, seen = busy_then(overload(status))
+    refusal = overload(status)
+    refusal.headers["Content-Type"] = "application/problem+json"
+    handle, seen = busy_then(refusal)
     with Client("http://server", retries=QUICK, transport=httpx.MockTransport(handle)) as client, pytest.raises(ServerError, match="later"):
         client.models()
     assert len(seen) == 1
+
+
+def test_a_server_that_ends_in_the_middle() -> None:
+    handle, seen = busy_then(httpx.Response(500, text="Internal Server Error"), good())
+    with Client("http://server", retries=QUICK, transport=httpx.MockTransport(handle)) as client:
+        assert client.segment("losnet", b"image").model == "losnet"
+    assert len(seen) == 2
+
+
+def test_a_batch_is_not_started_twice() -> None:
+    for broken in (httpx.Response(500, text="Internal Server Error"), httpx.ReadError("gone")):
+        handle, seen = busy_then(overload(), broken)
+        with Client("http://server", retries=QUICK, transport=httpx.MockTransport(handle)) as client:
+            with pytest.raises((ServerError, httpx.ReadError)):
+                client.start_batch(model="losnet", data="s3://b/in", output="s3://b/out")
+        assert len(seen) == 2
 
 
 def test_it_gives_up(tmp_path: Path) -> None:

@@ -47,9 +47,8 @@ def main() -> int:
     engines: dict[str, Engine] = {name: open_package(args.package, backend=name) for name in get_args(Backend)}
     found: dict[str, Any] = {name: {} for name in engines}
     for batch in args.batches:
-        images = [
-            torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)) for seed in range(batch)
-        ]
+        noise = torch.randint(0, 256, (batch, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch))
+        images = list(noise)
         wanted = engines["torch"].predict(images)
         times: dict[str, list[float]] = {name: [] for name in engines}
         for name, engine in engines.items():

@@ -19,7 +19,8 @@ import httpx
 Image = bytes | str | Path
 """The bytes of an image, the path of a file, or ``s3://bucket/key``, which the server reads."""
 
-AGAIN = (429, 502, 503)  # statuses after which the same request may succeed; requests change nothing, so that they may be repeated
+AGAIN = (429, 502, 503)  # statuses after which the same request may succeed
+PROBLEM = "application/problem+json"
 LONGEST_PAUSE = 30.0
 
 
@@ -62,13 +63,24 @@ class Retries:
     attempts: int = 6
     first_pause: float = 0.25  # seconds; doubled each time, and spread so that clients do not come back together
 
-    def pause(self, attempt: int, answer: httpx.Response | None) -> float | None:
-        """Seconds until the next attempt, None where there is none; ``answer`` is None where the connection broke."""
-        if attempt + 1 >= self.attempts or (answer is not None and answer.status_code not in AGAIN):
+    def pause(self, attempt: int, answer: httpx.Response | None, *, repeatable: bool = True) -> float | None:
+        """Seconds until the next attempt, None where there is none.
+
+        ``answer`` is None where the connection broke. What is not ``repeatable`` is asked again only where it was surely refused.
+        """
+        if attempt + 1 >= self.attempts or not may_succeed(answer, repeatable=repeatable):
             return None
         asked = _retry_after(answer.headers.get("Retry-After")) if answer is not None else None
         grown = min(self.first_pause * 2.0**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.5)
         return grown if asked is None else min(max(asked, 0.0), LONGEST_PAUSE) + random.uniform(0.0, self.first_pause)
+
+
+def may_succeed(answer: httpx.Response | None, *, repeatable: bool) -> bool:
+    """Whether the same request may succeed later: the server was busy, or it ended in the middle, and says no word of its own then."""
+    if answer is None:
+        return repeatable
+    own = answer.headers.get("content-type", "").startswith(PROBLEM)
+    return answer.status_code in AGAIN or (answer.status_code == 500 and not own and repeatable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +92,7 @@ class Call:
     params: Mapping[str, Any]
     headers: Mapping[str, str]
     content: bytes = b""
+    repeatable: bool = True  # changes nothing, or nothing more, when it is asked twice
 
 
 def image_call(path: str, image: Image, output: str, seconds: float | None, options: Mapping[str, Any]) -> Call:
@@ -106,7 +119,8 @@ def get_call(path: str) -> Call:
 def json_call(method: str, path: str, values: Mapping[str, Any] | None = None) -> Call:
     """A request with a JSON body, or none."""
     headers = {"X-Request-Id": uuid.uuid4().hex, "Content-Type": "application/json"}
-    return Call(method=method, path=path, params={}, headers=headers, content=b"" if values is None else json.dumps(values).encode())
+    content = b"" if values is None else json.dumps(values).encode()
+    return Call(method=method, path=path, params={}, headers=headers, content=content, repeatable=method != "POST")
 
 
 def model_path(model: str, action: str = "") -> str:

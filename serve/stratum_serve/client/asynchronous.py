@@ -103,11 +103,11 @@ class AsyncClient:
                     call.method, call.path, params=dict(call.params), headers=dict(call.headers), content=call.content
                 )
             except httpx.TransportError:
-                pause = self._retries.pause(attempt, None)
+                pause = self._retries.pause(attempt, None, repeatable=call.repeatable)
                 if pause is None:
                     raise
             else:
-                pause = self._retries.pause(attempt, response)
+                pause = self._retries.pause(attempt, response, repeatable=call.repeatable)
                 if pause is None:
                     return answer_of(response)
             await asyncio.sleep(pause)

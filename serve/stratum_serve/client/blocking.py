@@ -104,11 +104,11 @@ class Client:
                     call.method, call.path, params=dict(call.params), headers=dict(call.headers), content=call.content
                 )
             except httpx.TransportError:
-                pause = self._retries.pause(attempt, None)
+                pause = self._retries.pause(attempt, None, repeatable=call.repeatable)
                 if pause is None:
                     raise
             else:
-                pause = self._retries.pause(attempt, response)
+                pause = self._retries.pause(attempt, response, repeatable=call.repeatable)
                 if pause is None:
                     return answer_of(response)
             time.sleep(pause)
