@@ -72,9 +72,9 @@ def test_a_server_that_ends_in_the_middle() -> None:
 def test_a_batch_is_not_started_twice() -> None:
     for broken in (httpx.Response(500, text="Internal Server Error"), httpx.ReadError("gone")):
         handle, seen = busy_then(overload(), broken)
-        with Client("http://server", retries=QUICK, transport=httpx.MockTransport(handle)) as client:
-            with pytest.raises((ServerError, httpx.ReadError)):
-                client.start_batch(model="losnet", data="s3://b/in", output="s3://b/out")
+        client = Client("http://server", retries=QUICK, transport=httpx.MockTransport(handle))
+        with client, pytest.raises((ServerError, httpx.ReadError)):
+            client.start_batch(model="losnet", data="s3://b/in", output="s3://b/out")
         assert len(seen) == 2
 
 
