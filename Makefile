@@ -23,6 +23,8 @@ test: setup  ## every test, in two processes; PYTEST_ARGS="-k name" selects some
 soak: setup  ## what takes long or looks at the clock: load, faults, recovery, speed; PACKAGE=folder names another model than the demo's
 	$(BIN)/python tests/soak/endurance.py --package $(PACKAGE) --json outputs/endurance.json
 	$(BIN)/python tests/soak/speed.py --package $(PACKAGE) --json outputs/speed.json
+	$(BIN)/python tests/soak/backends.py --package $(PACKAGE) --json outputs/backends.json
+	STRATUM_BATCH_IMAGES=500 $(BIN)/python -m pytest tests/serve/test_serve_ray.py -k "cut_short" --timeout 3000
 
 check: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

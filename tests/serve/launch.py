@@ -1,4 +1,4 @@
-"""A Ray of its own with the serving application on it: ``launch.py PORT TEMP-FOLDER JSON``; ends when its input is closed."""
+"""A Ray of its own with the serving application on it: ``launch.py PORT METRICS-PORT TEMP-FOLDER JSON``; ends when its input is closed."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from stratum_serve.config import ServeArgs
 
 
 def main() -> None:
-    port, folder, args = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    port, metrics, folder, args = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
     ray.init(
         address="local",
         num_cpus=2,
@@ -20,6 +20,7 @@ def main() -> None:
         object_store_memory=256 * 2**20,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
+        _metrics_export_port=metrics,
         _temp_dir=folder,
     )
     serve.start(http_options={"host": "127.0.0.1", "port": port})

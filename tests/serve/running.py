@@ -28,6 +28,7 @@ class Running:
     """A server that answers at ``url``."""
 
     url: str
+    metrics: str  # where Ray exports them for Prometheus
     process: subprocess.Popen[str]
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
@@ -51,7 +52,8 @@ def running(port: int, args: Mapping[str, Any], env: Mapping[str, str]) -> Itera
     """A server of such a configuration."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray puts sockets below it, whose paths may have 107 bytes at most
     paths = os.pathsep.join(str(ROOT / part) for part in ("platform", "models", "serve"))
-    command = [sys.executable, str(LAUNCH), str(port), str(folder), json.dumps(args)]
+    metrics = free_port()
+    command = [sys.executable, str(LAUNCH), str(port), str(metrics), str(folder), json.dumps(args)]
     with (folder / "stderr").open("w") as errors:
         process = subprocess.Popen(
             command,
@@ -66,7 +68,7 @@ def running(port: int, args: Mapping[str, Any], env: Mapping[str, str]) -> Itera
         assert process.stdout is not None
         if not any(line.startswith("UP") for line in process.stdout):
             raise RuntimeError((folder / "stderr").read_text()[-4000:])
-        made = Running(url=f"http://127.0.0.1:{port}", process=process)
+        made = Running(url=f"http://127.0.0.1:{port}", metrics=f"http://127.0.0.1:{metrics}", process=process)
         until(lambda: _ready(made.url))
         yield made
     finally:

@@ -136,7 +136,7 @@ def test_a_killed_ingress_is_hidden_by_the_client(site: Site, image: bytes) -> N
 
 
 def test_a_batch_that_was_cut_short_does_each_image_once(site: Site, s3_env: Any) -> None:
-    count = 60
+    count = int(os.environ.get("STRATUM_BATCH_IMAGES", "60"))
     for index in range(count):
         storage.write_bytes(f"s3://{site.bucket}/in/{index:03d}.png", png(picture(64, 64, index)))
     storage.write_bytes(f"s3://{site.bucket}/in/broken.png", b"no image")
@@ -187,6 +187,15 @@ def test_schemathesis_finds_nothing_in_batches(site: Site) -> None:
     schema = schemathesis.openapi.from_url(f"{site.server.url}/openapi.json")
     with httpx.Client(base_url=site.server.url, headers=site.headers, timeout=60) as http:
         assert check_operations(schema, http, "/v1/batches", examples=15) == 4
+
+
+def test_prometheus_is_told(site: Site, image: bytes) -> None:
+    with site.client() as client:
+        client.segment("ore", image)
+    wanted = ("stratum_requests", "stratum_step_seconds_bucket", "stratum_batch_images", "stratum_pixels", "stratum_loaded_models")
+    until(lambda: all(name in httpx.get(f"{site.server.metrics}/metrics").text for name in wanted), pause=1.0)
+    lines = [line for line in httpx.get(f"{site.server.metrics}/metrics").text.splitlines() if "stratum_requests" in line]
+    assert any('model="ore"' in line and 'status="200"' in line for line in lines)
 
 
 def etags(site: Site, prefix: str) -> dict[str, str]:
