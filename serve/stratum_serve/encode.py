@@ -48,13 +48,11 @@ def to_json(values: Mapping[str, Any]) -> bytes:
 def document(found: Found, geometry: str = "rle") -> dict[str, Any]:
     """What was found, as plain values."""
     height, width = found.size
-    values: dict[str, Any] = {"task": found.manifest.task, "height": height, "width": width}
+    values: dict[str, Any] = {"task": found.manifest.task, "height": height, "width": width, "classes": _shares(found)}
     if found.instances is not None:
-        values |= {"instances": _instances(found, found.instances, geometry), "classes": _covered(found, found.instances)}
+        values["instances"] = _instances(found, found.instances, geometry)
     else:
-        labels = found.labels()
-        mask = {"encoding": "png", "data": base64.b64encode(grey_png(labels)).decode()}
-        values |= {"classes": [_share(name, int((labels == index).sum()), labels.size) for index, name in found.answered()], "mask": mask}
+        values["mask"] = {"encoding": "png", "data": base64.b64encode(grey_png(found.labels())).decode()}
     if found.grid is not None:
         values["refined"] = {"rows": found.grid[0], "columns": found.grid[1], "patch": found.patch, "patches": list(found.refined)}
     return values
@@ -62,11 +60,8 @@ def document(found: Found, geometry: str = "rle") -> dict[str, Any]:
 
 def summary(found: Found) -> dict[str, float]:
     """A few numbers that tell two answers apart: the instances, and the share of each class."""
-    if found.instances is not None:
-        shares = {f"class/{one['label']}": one["fraction"] for one in _covered(found, found.instances)}
-        return {"instances": float(len(found.instances)), **shares}
-    labels = found.labels()
-    return {f"class/{name}": float((labels == index).mean()) for index, name in found.answered()}
+    shares = {f"class/{one['label']}": one["fraction"] for one in _shares(found)}
+    return shares if found.instances is None else {"instances": float(len(found.instances)), **shares}
 
 
 def overlay(found: Found) -> bytes:
@@ -136,16 +131,13 @@ def polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
     return rings
 
 
-def _covered(found: Found, instances: InstancePrediction) -> list[dict[str, Any]]:
-    """The pixels that the instances of each class cover together."""
+def _shares(found: Found) -> list[dict[str, Any]]:
+    """What each class covers, and of how many instances it is."""
     height, width = found.size
-    shares = []
+    shares: list[dict[str, Any]] = []
     for index, name in found.answered():
-        masks = instances.masks[instances.labels == index]
-        pixels = int(masks.any(dim=0).sum()) if len(masks) else 0
-        shares.append(_share(name, pixels, height * width) | {"instances": len(masks)})
+        pixels = found.pixels[index]
+        shares.append({"label": name, "pixels": pixels, "fraction": pixels / (height * width)})
+        if found.instances is not None:
+            shares[-1]["instances"] = int((found.instances.labels == index).sum())
     return shares
-
-
-def _share(name: str, pixels: int, total: int) -> dict[str, Any]:
-    return {"label": name, "pixels": pixels, "fraction": pixels / total}

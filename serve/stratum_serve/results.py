@@ -5,6 +5,7 @@ Shapes: ``N`` instances, ``K`` classes, ``H`` and ``W`` the size of the image th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,6 +46,15 @@ class Found:
             others = [index for index, name in enumerate(self.manifest.classes) if name not in self.wanted]
             labels = np.where(np.isin(labels, others), np.uint8(IGNORE_INDEX), labels)
         return labels
+
+    @cached_property
+    def pixels(self) -> dict[int, int]:
+        """How many pixels each class covers that is answered with, by its index; instances that overlap count once."""
+        if self.instances is None:
+            counts = np.bincount(self.labels().ravel(), minlength=IGNORE_INDEX + 1)
+            return {index: int(counts[index]) for index, _ in self.answered()}
+        masks = {index: self.instances.masks[self.instances.labels == index] for index, _ in self.answered()}
+        return {index: int(part.any(dim=0).sum()) if len(part) else 0 for index, part in masks.items()}
 
     def answered(self) -> list[tuple[int, str]]:
         """Index and name of the classes that are answered with."""
