@@ -24,7 +24,7 @@ soak: setup  ## what takes long or looks at the clock: load, faults, recovery, s
 	$(BIN)/python tests/soak/endurance.py --package $(PACKAGE) --json outputs/endurance.json
 	$(BIN)/python tests/soak/speed.py --package $(PACKAGE) --json outputs/speed.json
 	$(BIN)/python tests/soak/backends.py --package $(PACKAGE) --json outputs/backends.json
-	STRATUM_BATCH_IMAGES=500 $(BIN)/python -m pytest tests/serve/test_serve_ray.py -k "cut_short" --timeout 3000
+	STRATUM_BATCH_IMAGES=500 $(BIN)/python -m pytest tests/serve/test_serve_ray.py -k cut_short
 
 check: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
