@@ -15,7 +15,7 @@ demo: setup  ## a small sweep over LosNet on synthetic ore: local Ray, sqlite ML
 	$(BIN)/python jobs/tune_losnet.py --demo
 
 serve: setup  ## answer over HTTP on port 8000 with what the demo made; SERVE_ARGS="models=losnet" serves the registry's champion
-	$(BIN)/serve run stratum_serve.app:build $(SERVE_ARGS)
+	$(BIN)/python -m stratum_serve $(SERVE_ARGS)
 
 test: setup  ## every test, in two processes; PYTEST_ARGS="-k name" selects some
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stratum_models.errors import UserError
+from stratum_serve.__main__ import main as command
 from stratum_serve.app import is_loopback, with_pipelines
 from stratum_serve.config import DEMO_PACKAGE, ServeArgs, load_config
 from stratum_serve.keys import KeyRing, hash_key, main, new_key
@@ -134,3 +135,18 @@ def test_problems_travel_between_processes() -> None:
         problem = pickle.loads(pickle.dumps(Problem(kind, "detail", 3)))
         assert (problem.kind, problem.detail, problem.retry_after) == (kind, "detail", 3)
         assert problem.document("id")["status"] == KINDS[kind].status
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [(["models"], "field=value"), (["models=a,a"], "twice"), ([], "make demo"), (["models=a", "keys_file=/none"], "/none")],
+)
+def test_the_command_ends_with_one_line(
+    argv: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert word in said
+    assert said.count("\n") == 1
