@@ -1,9 +1,10 @@
-"""``python -m stratum_serve [field=value ...]``: what ``serve run stratum_serve.app:build`` does, once the configuration is known to be good."""
+"""``python -m stratum_serve [field=value ...]``: ``serve run stratum_serve.app:build``, once the configuration is known to be good."""
 
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from stratum_models.errors import UserError
 from stratum_serve.config import ServeArgs, load_config
@@ -29,6 +30,10 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return EXIT_USER_ERROR
+    _become_serve(argv)
+
+
+def _become_serve(argv: Sequence[str]) -> NoReturn:
     command = Path(sys.executable).with_name("serve")
     os.execv(command, [str(command), "run", "stratum_serve.app:build", *argv])
 

@@ -137,10 +137,10 @@ def test_problems_travel_between_processes() -> None:
         assert problem.document("id")["status"] == KINDS[kind].status
 
 
-@pytest.mark.parametrize(
-    ("argv", "word"),
-    [(["models"], "field=value"), (["models=a,a"], "twice"), ([], "make demo"), (["models=a", "keys_file=/none"], "/none")],
-)
+WRONG = [(["models"], "field=value"), (["models=a,a"], "twice"), ([], "make demo"), (["models=a", "keys_file=/none"], "/none")]
+
+
+@pytest.mark.parametrize(("argv", "word"), WRONG)
 def test_the_command_ends_with_one_line(
     argv: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
