@@ -1,8 +1,9 @@
 # Each target does its own set-up on a fresh machine: a virtual environment in .venv with the versions of constraints.txt.
-.PHONY: help setup demo test check format
+.PHONY: help setup demo serve test soak check format
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 BIN := .venv/bin
+PACKAGE ?= outputs/demo-package
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -13,8 +14,17 @@ setup:  ## create .venv and install everything; instant when nothing changed
 demo: setup  ## a small sweep over LosNet on synthetic ore: local Ray, sqlite MLflow, local files
 	$(BIN)/python jobs/tune_losnet.py --demo
 
+serve: setup  ## answer over HTTP on port 8000 with what the demo made; SERVE_ARGS="models=losnet" serves the registry's champion
+	$(BIN)/python -m stratum_serve $(SERVE_ARGS)
+
 test: setup  ## every test, in two processes; PYTEST_ARGS="-k name" selects some
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+soak: setup  ## what takes long or looks at the clock: load, faults, recovery, speed; PACKAGE=folder names another model than the demo's
+	$(BIN)/python tests/soak/endurance.py --package $(PACKAGE) --json outputs/endurance.json
+	$(BIN)/python tests/soak/speed.py --package $(PACKAGE) --json outputs/speed.json
+	$(BIN)/python tests/soak/backends.py --package $(PACKAGE) --json outputs/backends.json
+	STRATUM_BATCH_IMAGES=500 $(BIN)/python -m pytest tests/serve/test_serve_ray.py -k cut_short
 
 check: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

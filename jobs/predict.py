@@ -56,6 +56,8 @@ class Args:
     """Actors of Ray; 0: as many as the cluster has CPUs, or GPUs with --gpu."""
     gpu: bool = False
     """Predict on GPUs, one for each actor."""
+    resume: bool = False
+    """Keep a record of each image, and skip those that an earlier run with this flag has done."""
     experiment: str = ""
     """Also log counts and sizes to an MLflow run of this experiment."""
 
@@ -114,6 +116,7 @@ def _spec(args: Args, manifest: Manifest) -> BatchSpec:
         batch_size=args.batch_size,
         workers=args.workers,
         gpu=args.gpu,
+        resume=args.resume,
     )
 
 

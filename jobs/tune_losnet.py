@@ -34,6 +34,7 @@ DEMO: dict[str, Any] = {
     "batch": 6,
     "evaluate_every": 4,
     "timing_rounds": 7,
+    "keep": "demo-package",  # what `make serve` serves
 }
 
 

@@ -102,16 +102,25 @@ def check_documents(package: Path, images: Path, out: Path) -> None:
     assert summary["sizes"]["unit"] == "mm"
 
 
-def test_a_bucket(ray_local: None, s3_env: object, job: ModuleType, package: Path, images: Path) -> None:
+def test_a_bucket(
+    ray_local: None, s3_env: object, job: ModuleType, package: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bucket = s3_env.bucket()  # type: ignore[attr-defined]
     storage.upload_tree(package, f"s3://{bucket}/package")
     for name in ("a.png", "belt/photo.jpg"):
         storage.write_bytes(f"s3://{bucket}/images/{name}", (images / name).read_bytes())
-    argv = ("--package", f"s3://{bucket}/package", "--data", f"s3://{bucket}/images", "--storage", f"s3://{bucket}/found", "--no-overlays")
+    places = ("--package", f"s3://{bucket}/package", "--data", f"s3://{bucket}/images", "--storage", f"s3://{bucket}/found")
+    argv = (*places, "--no-overlays", "--resume")
     assert end(job, *argv) == 0
     found = [storage.relative(uri, f"s3://{bucket}/found") for uri in storage.list_files(f"s3://{bucket}/found")]
-    assert found == ["masks/a.png", "masks/belt/photo.png", "measurements.csv", "predictions.json", "sizes.json", "sizes.png"]
-    assert len(storage.read_json(f"s3://{bucket}/found/predictions.json")["images"]) == 2
+    records = ["records/a.json", "records/belt/photo.json", "records/run.json"]
+    assert found == ["masks/a.png", "masks/belt/photo.png", "measurements.csv", "predictions.json", *records, "sizes.json", "sizes.png"]
+    before = storage.read_json(f"s3://{bucket}/found/predictions.json")
+    assert len(before["images"]) == 2
+    capsys.readouterr()
+    assert end(job, *argv) == 0
+    assert "2/2 images were done before" in capsys.readouterr().out
+    assert storage.read_json(f"s3://{bucket}/found/predictions.json") == before
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from mlflow import MlflowClient
 
 from stratum.cli import run_job
 from stratum.tuning.job import sweep_spec
+from stratum_models.package import load_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = "synthetic://ore?images=8&size=64&seed=0&rocks=6&d50=16"
 TINY = ["--models", "losnet_debug", "--data", DATA, "--epochs", "12", "--size", "64", "--batch", "2", "--evaluate-every", "1"]
-TINY += ["--cost-size", "64x96", "--timing-rounds", "2", "--experiment", "cli"]
+TINY += ["--cost-size", "64x96", "--timing-rounds", "2", "--experiment", "cli", "--keep", "best"]
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -88,6 +89,7 @@ def test_ctrl_c_ends_cleanly_and_the_sweep_resumes(tmp_path: Path, mlflow_sqlite
     assert again.returncode == 0, said + errors
     assert "registered as: models:/losnet/1" in said
     assert (tmp_path / "out/one/report/pareto.png").exists()
+    assert load_manifest(tmp_path / "out/best").weights_sha256
     parent, child = sorted(runs(mlflow_sqlite), key=lambda run: "mlflow.parentRunId" in run.data.tags)
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id

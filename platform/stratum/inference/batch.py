@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from stratum.inference.instances import InstanceWriter
 from stratum.inference.masks import MaskWriter
 from stratum.inference.options import with_options
 from stratum.inference.outputs import output_names
+from stratum.inference.records import done_before, keep_record
 from stratum.inference.scan_masks import ScanWriter
 from stratum.inference.work import BatchSpec, Found, Work
 from stratum.training.progress import Say, duration, say_nothing
 from stratum_models.errors import UserError
 from stratum_models.optimize import prepare_for_inference
-from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, load_package
+from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, load_manifest, load_package
 
 SAY_SECONDS = 5.0
 
@@ -47,6 +48,7 @@ class Predictor:
                 (Path(folder) / name).write_bytes(data)
             loaded = with_options(load_package(Path(folder)), spec.options)
         manifest = loaded.manifest
+        self._spec = spec
         self._depth = DepthRule(**manifest.depth_rule) if manifest.depth_rule else None
         self._model = prepare_for_inference(loaded.model).to("cuda" if spec.gpu else "cpu")
         self._writer = InstanceWriter(spec, manifest) if manifest.task == "instance" else MaskWriter(spec, manifest)
@@ -72,6 +74,9 @@ class Predictor:
                 errors[work.index] = str(error)
         good = [work for work in works if work.index in images]
         found += self._writer.find(self._model, good, [images[work.index] for work in good]) if good else []
+        if self._spec.resume:
+            for one in found:
+                keep_record(self._spec, one)
         by_index = {one.work.index: one for one in found}
         return [by_index.get(work.index) or Found(work=work, error=errors[work.index]) for work in works]
 
@@ -103,20 +108,37 @@ def check_cluster(spec: BatchSpec) -> None:
         raise UserError("--gpu: this machine has no usable GPU: leave the flag out, or set RAY_ADDRESS to a cluster that has one")
 
 
-def predict_all(package: Path, spec: BatchSpec, works: Sequence[Work], say: Say = say_nothing) -> list[Found]:
-    """Predict all images with actors on a connected Ray, and say how it goes; the answers in the order of the images."""
-    found: list[Found] = []
+def predict_all(
+    package: Path, spec: BatchSpec, works: Sequence[Work], say: Say = say_nothing, each: Callable[[Found], None] | None = None
+) -> list[Found]:
+    """Predict all images with actors on a connected Ray, and say how it goes; the answers in the order of the images.
+
+    ``each`` hears of every image as it is done, those of an earlier run first.
+
+    Raises:
+        UserError: an earlier run that is to be resumed was another.
+    """
+    found = done_before(spec, load_manifest(package).weights_sha256, works) if spec.resume else []
+    before = len(found)
+    if each is not None:
+        for one in found:
+            each(one)
+    if before:
+        say(f"{before}/{len(works)} images were done before")
+    done = {one.work.index for one in found}
     start = spoke = time.monotonic()
-    for one in _stream(package, spec, works):
-        if not found:
+    for one in _stream(package, spec, [work for work in works if work.index not in done]):
+        if len(found) == before:
             start = spoke = time.monotonic()  # starting the actors says nothing about the time left
         found.append(one)
+        if each is not None:
+            each(one)
         if one.error:
             say(f"broken: {one.error}")
         now = time.monotonic()
         if now - spoke >= SAY_SECONDS or len(found) == len(works):
             spoke = now
-            say(f"{len(found)}/{len(works)} images{_pace(len(found), len(works), now - start)}")
+            say(f"{len(found)}/{len(works)} images{_pace(len(found) - before, len(works) - before, now - start)}")
     return sorted(found, key=lambda one: one.work.index)
 
 
@@ -140,6 +162,8 @@ def _stream(package: Path, spec: BatchSpec, works: Sequence[Work]) -> Iterator[F
     import ray
     import ray.data
 
+    if not works:
+        return
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it says that its progress bars are off
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -29,6 +29,7 @@ class BatchSpec:
     batch_size: int = 4
     workers: int = 0  # actors; 0: as many as the cluster has CPUs or GPUs
     gpu: bool = False
+    resume: bool = False  # keep a record of each image, and skip those that have one
 
     def __post_init__(self) -> None:
         check_scale(self.mm_per_px)

@@ -8,6 +8,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,15 +154,53 @@ def _artifacts_of(run_id: str, store: str, uri: str) -> str:
         raise UserError(f"{uri}: {shown(store)} does not answer: {one_line(error)}") from error
 
 
+class NotRegisteredError(UserError):
+    """The registry has no such model; ``model_known`` says whether it is only the version or alias that it lacks."""
+
+    def __init__(self, message: str, *, model_known: bool = False) -> None:
+        super().__init__(message)
+        self.model_known = model_known
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredVersion:
+    """A version of a registered model."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    weights_sha256: str
+
+    @property
+    def uri(self) -> str:
+        """What :func:`fetch_package` takes."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def find_version(uri: str) -> RegisteredVersion:
+    """The version behind ``models:/name@alias`` or ``models:/name/3``, without fetching it.
+
+    Raises:
+        NotRegisteredError: there is none.
+        UserError: the store cannot be reached.
+    """
+    store = tracking_uri()
+    check_reachable(store)
+    with one_line_errors(store):
+        found = _version_of(client_for(store), uri)
+        aliases = tuple(sorted(found.aliases))
+    return RegisteredVersion(name=found.name, version=str(found.version), aliases=aliases, weights_sha256=found.tags.get(SHA_TAG, ""))
+
+
 def _fetch_version(uri: str) -> Path:
     store = tracking_uri()
     check_reachable(store)
     client = client_for(store)
-    found = _version_of(client, uri)
-    cached = _cached(found.tags)
-    if cached is not None:
-        return cached
     with one_line_errors(store):
+        found = _version_of(client, uri)
+        cached = _cached(found.tags)
+        if cached is not None:
+            return cached
         source = client.get_model_version_download_uri(found.name, str(found.version))
     return _download(source, store, uri)
 
@@ -178,17 +217,23 @@ def _version_of(client: "MlflowClient", uri: str) -> "ModelVersion":
         if number.isdigit():
             return client.get_model_version(name, number)
     except MlflowException as error:
-        raise UserError(f"{uri}: not registered ({_what_there_is(client, name)}): correct the name, or promote a version first") from error
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        there, known = _what_there_is(client, name)
+        raise NotRegisteredError(
+            f"{uri}: not registered ({there}): correct the name, or promote a version first", model_known=known
+        ) from error
     raise UserError(f"{uri}: names no version: write models:/{name}@champion or models:/{name}/1")
 
 
-def _what_there_is(client: "MlflowClient", name: str) -> str:
+def _what_there_is(client: "MlflowClient", name: str) -> tuple[str, bool]:
+    """What could have been meant, and whether there is a model of the name."""
     versions = client.search_model_versions(f"name = '{name}'") if "'" not in name else []
     if not versions:
-        return f"known models: {known_models(client)}"
+        return f"known models: {known_models(client)}", False
     aliases: Mapping[str, str] = client.get_registered_model(name).aliases
     numbers = ", ".join(sorted((str(found.version) for found in versions), key=int))
-    return f"{name} has versions {numbers} and aliases {', '.join(aliases) or 'none'}"
+    return f"{name} has versions {numbers} and aliases {', '.join(aliases) or 'none'}", True
 
 
 def _cache_folder() -> Path:

@@ -10,12 +10,13 @@ of the process, forks included, and lets the SDK's exceptions through. What woul
 """
 
 from stratum.storage.arrow import ray_filesystem
-from stratum.storage.errors import MissingError, StorageError, UnreachableError
-from stratum.storage.files import exists, fetch, read_bytes, read_json, write_bytes, write_json
+from stratum.storage.errors import DeniedError, MissingError, StorageError, UnreachableError
+from stratum.storage.files import exists, fetch, read_bytes, read_json, size, write_bytes, write_json
 from stratum.storage.names import is_remote, is_synthetic, join, name, parent, relative, resolve, suffix
 from stratum.storage.trees import fetch_tree, list_files, remove_tree, upload_file, upload_tree
 
 __all__ = [
+    "DeniedError",
     "MissingError",
     "StorageError",
     "UnreachableError",
@@ -34,6 +35,7 @@ __all__ = [
     "relative",
     "remove_tree",
     "resolve",
+    "size",
     "suffix",
     "upload_file",
     "upload_tree",

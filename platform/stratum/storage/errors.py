@@ -19,6 +19,10 @@ class MissingError(StorageError):
     """There is no such file, folder, object or bucket."""
 
 
+class DeniedError(StorageError):
+    """The server knows who asks, or does not, and refuses."""
+
+
 class UnreachableError(StorageError):
     """The server is away, overloaded, or breaks off: the same call may succeed later."""
 
@@ -41,6 +45,7 @@ _REFUSED = {
     "EntityTooLarge": "the object is too large for this server",
     "QuotaExceeded": "the quota is used up; free some space",
 }
+_DENIED = {"AccessDenied", "403", "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken"}
 _AWAY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
 _AWAY_ERRORS = (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError, aws.FlexibleChecksumError)
 _SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
@@ -101,7 +106,8 @@ def _explain_answer(uri: str, error: aws.ClientError) -> StorageError:
     if code in _MISSING:
         return MissingError(f"{uri}: {_MISSING[code]}")
     if code in _REFUSED:
-        return StorageError(f"{uri}: {_REFUSED[code]}")
+        kind = DeniedError if code in _DENIED else StorageError
+        return kind(f"{uri}: {_REFUSED[code]}")
     if code in _AWAY:
         return UnreachableError(f"{uri}: the server failed at every try ({one_line(error)}); try again later")
     return StorageError(f"{uri}: the server refused ({one_line(error)})")

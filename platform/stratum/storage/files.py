@@ -61,6 +61,19 @@ def read_bytes(uri: str) -> bytes:
     return local.read(cache.fetch(uri) if is_remote(uri) else Path(uri))
 
 
+def size(uri: str) -> int:
+    """The bytes that a file has, without reading it.
+
+    Raises:
+        StorageError: missing, denied, unreachable, or no file.
+    """
+    uri = place(uri)
+    if is_remote(uri):
+        return s3.size(uri)
+    with local_errors(uri):
+        return Path(uri).stat().st_size
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file and its folders; a reader sees the old content or the new, never a part.
 

@@ -76,6 +76,8 @@ class SweepArgs(DataArgs):
     """Height x width that multiply-adds, latency and memory refer to."""
     register: str
     """Name of the winner in MLflow's registry; "none" leaves it out."""
+    keep: str = ""
+    """A folder below --storage that also gets the winner's package, in the place of an earlier one, such as best-package."""
     precision: Precision = "fp32"
     """Of the networks' arithmetic in training; bf16 is fast on new GPUs, and on CPUs that have it (avx512_bf16, amx_bf16)."""
     channels_last: bool = False
@@ -153,6 +155,7 @@ def say_how_to_go_on(sweep: SweepSpec) -> None:
 
 def sweep_spec(study: str, args: SweepArgs) -> SweepSpec:
     """The sweep that the flags describe, with every path absolute."""
+    from stratum.cluster import results_folder
     from stratum.training.run import resolved
 
     models = tuple(part.strip() for part in args.models.split(",") if part.strip())
@@ -174,6 +177,7 @@ def sweep_spec(study: str, args: SweepArgs) -> SweepSpec:
         finalists=args.finalists,
         timing_rounds=args.timing_rounds,
         register_as="" if args.register == "none" else args.register,
+        keep_as=f"{results_folder(args.storage)}/{args.keep}" if args.keep else "",
     )
 
 

@@ -15,7 +15,7 @@ from stratum.tuning.spec import SweepSpec
 from stratum.tuning.sweep import TrialRow, last_line
 from stratum.tuning.two_stage_report import two_stage_plots
 from stratum_models.catalog import resolve_config
-from stratum_models.package import load_manifest
+from stratum_models.package import MANIFEST_FILE, load_manifest
 from stratum_models.two_stage.config import TwoStageConfig
 
 Say = Callable[[str], None]
@@ -80,6 +80,8 @@ def keep_winner(best: TrialRow, sweep: SweepSpec, parent: Run, *, register: bool
     name = sweep.register_as if register else ""
     package = storage.fetch_tree(best.package or "")
     parent.log_package(package, name or None)
+    if sweep.keep_as:
+        storage.upload_tree(package, sweep.keep_as, last=(MANIFEST_FILE,))
     title = sweep.plan.accuracy.title
     print(f"winner: {best.name} (highest {title} less its price in multiply-adds and size); package: {best.package}")
     if name:

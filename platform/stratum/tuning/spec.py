@@ -39,6 +39,7 @@ class SweepSpec:
     finalists: int = 0  # trials that are timed; 0: all of a grid, at most 6 of a search
     timing_rounds: int = 15  # 0: nothing is timed
     register_as: str = "losnet"  # name of the winner in the registry; empty: it is not registered
+    keep_as: str = ""  # URI of a folder that also gets the winner's package, in the place of an earlier one; empty: none
 
     def __post_init__(self) -> None:
         if self.space not in get_args(Space):

@@ -1,0 +1,174 @@
+"""Which packages stand behind the names of the models, now: aliases are followed while the server runs.
+
+A new version goes live only after it has been fetched, checked and loaded; until then, and where that fails, the one before it answers.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from stratum.registry import NotRegisteredError, fetch_package, find_version
+from stratum.registry.packages import verified
+from stratum_models.errors import UserError
+from stratum_models.package import Manifest, load_manifest
+from stratum_serve.config import ModelConfig
+from stratum_serve.names import Reference
+from stratum_serve.problems import Problem
+
+logger = logging.getLogger("ray.serve")
+FORGET_SECONDS = 600.0  # for which an alias or version that was named explicitly is kept without being asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One package that can answer."""
+
+    name: str
+    uri: str
+    manifest: Manifest
+    version: str = ""  # in the registry; empty for packages by path
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def model_id(self) -> str:
+        """What replicas know it by: where it is and what it must be."""
+        return f"{self.uri}#{self.manifest.weights_sha256}"
+
+    @property
+    def pipeline(self) -> bool:
+        """Whether it has two stages."""
+        return self.manifest.preset.startswith("two_stage")
+
+    def about(self) -> dict[str, str]:
+        """What an answer says of who gave it."""
+        return {"name": self.name, "version": self.version, "weights_sha256": self.manifest.weights_sha256}
+
+
+class Source(Protocol):
+    """Where targets come from; blocking."""
+
+    def find(self, model: ModelConfig, which: str) -> Target:
+        """The target of an alias or version, empty for what the configuration says. Raises UserError."""
+        ...
+
+
+class PackageSource:
+    """Packages in the registry, on disk, or on S3; each is checked once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], Manifest] = {}  # by URI and hash
+
+    def find(self, model: ModelConfig, which: str) -> Target:
+        """See :class:`Source`."""
+        if not model.package:
+            return self._registered(model, which or model.alias)
+        if which:
+            raise NotRegisteredError(f"model {model.name} is a package without versions: ask for {model.name}", model_known=True)
+        folder = fetch_package(model.package)
+        manifest = load_manifest(folder)
+        if self._known.get((model.package, manifest.weights_sha256)) != manifest:
+            self._known[model.package, manifest.weights_sha256] = verified(folder)
+        return Target(name=model.name, uri=model.package, manifest=manifest)
+
+    def _registered(self, model: ModelConfig, which: str) -> Target:
+        name = model.registered or model.name
+        found = find_version(f"models:/{name}/{which}" if which.isdecimal() else f"models:/{name}@{which}")
+        manifest = self._known.get((found.uri, found.weights_sha256)) or verified(fetch_package(found.uri))
+        if found.weights_sha256 and found.weights_sha256 != manifest.weights_sha256:
+            raise UserError(f"{found.uri}: its weights are not those that were registered: register it again")
+        self._known[found.uri, found.weights_sha256] = manifest
+        return Target(name=model.name, uri=found.uri, manifest=manifest, version=found.version, aliases=found.aliases)
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    target: Target | None = None
+    error: UserError | Problem | None = None  # why there is no target, or no newer one
+    asked: float = 0.0
+
+
+class Directory:
+    """The targets of all references that were asked for, refreshed in the background.
+
+    Args:
+        models: what is served.
+        source: where targets come from.
+        load: loads a target in the replicas; raises Problem where that fails.
+    """
+
+    def __init__(self, models: Iterable[ModelConfig], source: Source, load: Callable[[Target], Awaitable[None]]) -> None:
+        self.models = {model.name: model for model in models}
+        self._source, self._load = source, load
+        self._entries: dict[Reference, _Entry] = {Reference(name=name): _Entry() for name in self.models}
+        self._locks: dict[Reference, asyncio.Lock] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether any model answers."""
+        return any(entry.target is not None for reference, entry in self._entries.items() if not reference.which)
+
+    def live(self, name: str) -> tuple[Target | None, str]:
+        """What answers under a bare name, and what is wrong with it, if anything."""
+        entry = self._entries[Reference(name=name)]
+        return entry.target, _said(entry.error) if entry.error else ""
+
+    async def resolve(self, reference: Reference) -> Target:
+        """The target of a reference. Raises Problem: unknown, or broken."""
+        if reference.name not in self.models:
+            raise Problem("unknown-model", f"there is no model {reference.name!r} here: known are {', '.join(self.models)}")
+        entry = self._entries.get(reference)
+        if entry is None or entry.target is None:
+            await self._update(reference)
+            entry = self._entries[reference]
+        entry.asked = time.monotonic()
+        if entry.target is not None:
+            return entry.target
+        error = entry.error
+        if reference.which and isinstance(error, NotRegisteredError):
+            self._forget(reference)  # what clients invent is not kept
+        raise _problem(error, reference)
+
+    async def refresh(self) -> None:
+        """Look at every reference again, and forget those that nobody has asked for in a while."""
+        now = time.monotonic()
+        for reference, entry in list(self._entries.items()):
+            if reference.which and now - entry.asked > FORGET_SECONDS:
+                self._forget(reference)
+            elif not (reference.version and entry.target is not None):  # a version never changes
+                await self._update(reference)
+
+    def _forget(self, reference: Reference) -> None:
+        self._entries.pop(reference, None)
+        self._locks.pop(reference, None)
+
+    async def _update(self, reference: Reference) -> None:
+        async with self._locks.setdefault(reference, asyncio.Lock()):
+            entry = self._entries.setdefault(reference, _Entry(asked=time.monotonic()))
+            try:
+                found = await asyncio.to_thread(self._source.find, self.models[reference.name], reference.which)
+                if entry.target is None or found.model_id != entry.target.model_id:
+                    await self._load(found)
+                    logger.info("model %s is now %s", reference, found.model_id)
+                    entry.target = found
+                else:
+                    entry.target = replace(entry.target, aliases=found.aliases, manifest=found.manifest)
+                entry.error = None
+            except (UserError, Problem) as error:
+                if _said(error) != (_said(entry.error) if entry.error else ""):
+                    logger.error("model %s: %s", reference, _said(error))
+                entry.error = error
+
+
+def _said(error: UserError | Problem) -> str:
+    return error.detail if isinstance(error, Problem) else str(error)
+
+
+def _problem(error: UserError | Problem | None, reference: Reference) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, NotRegisteredError):
+        return Problem("unknown-version" if reference.which and error.model_known else "unknown-model", str(error))
+    return Problem("model-broken", f"{reference} cannot be loaded ({error}): ask its owner to repair or promote another version", 5)

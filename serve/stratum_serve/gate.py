@@ -1,0 +1,133 @@
+"""What every request passes before any route sees it: an id, the key, the room that is left, the bytes that may come.
+
+Plain ASGI, since a framework reads the body before its own dependencies run.
+"""
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stratum_serve.config import Limits
+from stratum_serve.keys import Key, KeyRing
+from stratum_serve.keys import Scope as KeyScope
+from stratum_serve.meters import Meters
+from stratum_serve.problems import MEDIA_TYPE, Problem
+
+logger = logging.getLogger("ray.serve")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+RETRY_SECONDS = 1
+
+
+class Gate:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, limits: Limits, meters: Meters) -> None:
+        self._app, self._keys, self._limits, self._meters = app, keys, limits, meters
+        self._flying = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the application's start and end."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        visit = _Visit(scope, receive, send, self._limits.body_bytes)
+        try:
+            await self._pass(scope, visit)
+        except Problem as problem:
+            await visit.refuse(problem)
+        except Exception:
+            logger.exception("request %s failed", visit.request_id)
+            await visit.refuse(Problem("internal", "the server failed; its log tells more under this request id"))
+        finally:
+            self._account(scope, visit)
+
+    async def _pass(self, scope: Scope, visit: "_Visit") -> None:
+        if not scope["path"].startswith("/v1"):
+            await self._app(scope, visit.receive, visit.send)
+            return
+        key = self._keys.check(visit.headers.get("authorization"), needed_scope(scope["method"], scope["path"]))
+        visit.check_length()
+        self._enter(key)
+        try:
+            await self._app(scope, visit.receive, visit.send)
+        finally:
+            self._leave(key)
+
+    def _enter(self, key: Key | None) -> None:
+        if self._flying >= self._limits.in_flight:
+            raise Problem("overload", f"{self._flying} requests are under way, as many as are taken: try again later", RETRY_SECONDS)
+        self._keys.enter(key)
+        self._flying += 1
+        self._meters.in_flight(self._flying)
+
+    def _leave(self, key: Key | None) -> None:
+        self._keys.leave(key)
+        self._flying -= 1
+        self._meters.in_flight(self._flying)
+
+    def _account(self, scope: Scope, visit: "_Visit") -> None:
+        if not scope["path"].startswith("/v1"):
+            return
+        self._meters.request(scope["state"].get("model", ""), visit.status)
+        seconds = time.monotonic() - visit.started
+        logger.info("request %s %s %s %s %.0f ms", visit.request_id, scope["method"], scope["path"], visit.status, 1000 * seconds)
+
+
+class _Visit:
+    """One request: its id, what has been read of it, whether the answer has begun."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
+        self.headers, self.started, self.status = Headers(scope=scope), time.monotonic(), 0
+        given = self.headers.get("x-request-id", "")
+        self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = self.request_id
+        self._receive, self._send, self._most, self._read = receive, send, most, 0
+
+    def check_length(self) -> None:
+        """Refuse what says itself that it is too long."""
+        length = self.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._most:
+            raise self._too_long(f"{length} bytes")
+
+    async def receive(self) -> Message:
+        """The next part of the body, as long as there are not too many of them."""
+        message = await self._receive()
+        self._read += len(message.get("body", b""))
+        if self._read > self._most:
+            raise self._too_long("the body")
+        return message
+
+    async def send(self, message: Message) -> None:
+        """A part of the answer, which carries the request's id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
+        await self._send(message)
+
+    async def refuse(self, problem: Problem) -> None:
+        """The problem as the answer, unless one has begun."""
+        if self.status:
+            return
+        body = json.dumps(problem.document(self.request_id)).encode()
+        headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body)), **problem.headers()}
+        raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": problem.status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": body})
+
+    def _too_long(self, what: str) -> Problem:
+        return Problem("too-many-bytes", f"{what} are more than the {self._most} bytes that are taken: compress the image")
+
+
+def needed_scope(method: str, path: str) -> KeyScope | None:
+    """What a key must be for; None where any key does."""
+    if path.startswith("/v1/batches"):
+        return "batches"
+    return "predict" if method == "POST" else None

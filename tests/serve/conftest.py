@@ -1,0 +1,43 @@
+"""Small packages, and the application in this process, without Ray."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from serve_tools import Server, Serving, make_package, picture, png, start_server
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """``losnet``, ``slag`` and ``cells``, which has two stages."""
+    folder = tmp_path_factory.mktemp("packages")
+    return {
+        "losnet": make_package(folder / "losnet", "losnet_debug", score_threshold=0.02, metrics={"val/mask_ap50": 0.5}),
+        "slag": make_package(folder / "slag", "slag_deeplab_debug"),
+        "cells": make_package(folder / "cells", "two_stage_debug", seed=3),
+    }
+
+
+@pytest.fixture(scope="session")
+def image() -> bytes:
+    """A PNG of 96 x 128 pixels."""
+    return png(picture())
+
+
+@pytest.fixture
+def serving() -> Iterator[Serving]:
+    """Makes servers that end with the test."""
+    with ExitStack() as stack:
+        yield lambda **values: start_server(stack, **values)
+
+
+@pytest.fixture(scope="module")
+def server(packages: dict[str, Path]) -> Iterator[Server]:
+    """One server for the tests of a module, with all three packages."""
+    with ExitStack() as stack:
+        made = start_server(stack, models=[{"name": name, "package": str(path)} for name, path in packages.items()])
+        made.wait()
+        for name in packages:
+            assert made.http.get(f"/v1/models/{name}").status_code == 200
+        yield made

@@ -1,0 +1,29 @@
+"""Whether a server answers as its OpenAPI document says."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance, response_schema_conformance]
+
+
+def check_operations(schema: Any, session: Any, under: str, examples: int) -> int:
+    """Send generated requests to every operation below a path, and say how many operations there are."""
+    operations = [one.ok() for one in schema.get_all_operations()]
+    operations = [one for one in operations if one.path.startswith(under)]
+    for operation in operations:
+
+        @settings(max_examples=examples, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
+        @given(case=operation.as_strategy())
+        def check(case: Any) -> None:
+            case.call_and_validate(checks=CHECKS, session=session)
+
+        check()
+    return len(operations)

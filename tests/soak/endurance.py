@@ -1,0 +1,160 @@
+"""What takes long or looks at the clock: replicas come and go with the load, overload, killed processes, a large batch.
+
+    python tests/soak/endurance.py --package outputs/demo-package --minutes 5 --json endurance.json
+
+Prints its figures, and ends with exit code 1 where a promise is broken.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serve"))
+
+import httpx
+import psutil
+from running import Load, Running, free_port, running, until
+from speed import pictures
+
+from stratum_serve.client import Client
+from stratum_serve.client.answers import Retries
+
+PATH = "/v1/models/losnet/segment"
+
+
+def config(package: Path, **values: Any) -> dict[str, Any]:
+    """A server of one model and 1 to 2 replicas of one CPU, which it gives back after seconds."""
+    scaling = {"min_replicas": 1, "max_replicas": 2, "cpus": 1, "downscale_delay_s": 10, "target_ongoing_requests": 2}
+    return {
+        "models": [{"name": "losnet", "package": str(package.absolute())}],
+        "scaling": {**scaling, **values.pop("scaling", {})},
+        **values,
+    }
+
+
+def load(server: Running, clients: int, image: bytes) -> Load:
+    """Plain clients, without retries, that wait a little after a refusal."""
+
+    def ask(client: httpx.Client) -> httpx.Response:
+        answer = client.post(PATH, content=image)
+        if answer.status_code == 429:
+            time.sleep(0.05)
+        return answer
+
+    return Load(ask=ask, url=server.url, clients=clients)
+
+
+def resident(server: Running) -> float:
+    """MiB of all its processes."""
+    total = 0
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total / 2**20
+
+
+def up_and_down(package: Path, image: bytes) -> dict[str, Any]:
+    """Replicas go from 1 to 2 under load, and back without."""
+    with running(free_port(), config(package), {}) as server:
+        start = time.monotonic()
+        with load(server, 12, image) as busy:
+            until(lambda: len(server.replicas("models")) == 2)
+            up = time.monotonic() - start
+            busy.more(50)
+        start = time.monotonic()
+        until(lambda: len(server.replicas("models")) == 1)
+        return {"seconds to 2 replicas": round(up, 1), "seconds back to 1": round(time.monotonic() - start, 1), "statuses": busy.statuses()}
+
+
+def overload(package: Path, image: bytes, minutes: float) -> dict[str, Any]:
+    """More than the server takes, for minutes: 429s, bounded memory, no hung request, quick again afterwards."""
+    values = config(package, scaling={"max_replicas": 1}, limits={"in_flight": 8})
+    with running(free_port(), values, {}) as server:
+        quiet = _lone(server, image)
+        memory = []
+        with load(server, 24, image) as busy:
+            end = time.monotonic() + 60 * minutes
+            while time.monotonic() < end:
+                time.sleep(5)
+                memory.append(resident(server))
+        start = time.monotonic()
+        until(lambda: _lone(server, image, 3) < 1.5 * quiet, seconds=30)
+        recovered = time.monotonic() - start
+    settled, last = memory[len(memory) // 4], memory[-1]
+    found = {"minutes": minutes, "statuses": busy.statuses(), "MiB after a quarter": round(settled), "MiB at the end": round(last)}
+    found |= {"seconds to recover": round(recovered, 1), "lone ms before": round(1000 * quiet)}
+    assert set(busy.statuses()) == {200, 429}, found
+    assert last < 1.1 * settled + 50, found
+    assert recovered < 10, found
+    return found
+
+
+def killed(package: Path, image: bytes) -> dict[str, Any]:
+    """A model replica and then the ingress are killed under load."""
+    with running(free_port(), config(package, scaling={"min_replicas": 2}), {}) as server:
+        until(lambda: len(server.replicas("models")) == 2)
+        with load(server, 4, image) as plain:
+            plain.more(20)
+            server.kill(server.replicas("models")[0])
+            plain.more(100)
+        model = plain.statuses()
+        assert set(model) == {200}, model
+        with load(server, 4, image) as plain, Client(server.url, retries=Retries(attempts=12)) as ours:
+            plain.more(20)
+            server.kill(server.replicas("ingress")[0])
+            for _ in range(10):
+                ours.segment("losnet", image)
+            plain.more(100)
+        return {
+            "model replica killed": model,
+            "ingress killed, plain clients": plain.statuses(),
+            "ingress killed, our client": "no failure",
+        }
+
+
+def _lone(server: Running, image: bytes, count: int = 10) -> float:
+    """The middle one of some latencies, in seconds."""
+    times = []
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for _ in range(count):
+            start = time.monotonic()
+            client.post(PATH, content=image)
+            times.append(time.monotonic() - start)
+    return sorted(times)[count // 2]
+
+
+def main() -> int:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--package", type=Path, default=Path("outputs/demo-package"))
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--parts", default="scaling,overload,killed")
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    image = pictures(1)[0]
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "scaling": lambda: up_and_down(args.package, image),
+        "overload": lambda: overload(args.package, image, args.minutes),
+        "killed": lambda: killed(args.package, image),
+    }
+    found: dict[str, Any] = {}
+    broken = False
+    for name in args.parts.split(","):
+        try:
+            found[name] = parts[name]()
+        except AssertionError as error:
+            found[name], broken = {"broken": str(error)}, True
+        print(name, json.dumps(found[name]), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    return int(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
