@@ -18,6 +18,7 @@ serve: setup  ## answer over HTTP on port 8000 with what the demo made; SERVE_AR
 	$(BIN)/python -m stratum_serve $(SERVE_ARGS)
 
 test: setup  ## every test, in two processes; PYTEST_ARGS="-k name" selects some
+	@scripts/test-packages
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak: setup  ## what takes long or looks at the clock: load, faults, recovery, speed; PACKAGE=folder names another model than the demo's
