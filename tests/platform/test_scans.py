@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stratum import storage
 from stratum.data import scans
 from stratum.data.images import DepthRule, ImageError, read_image
 from stratum.data.label_store import TILE, LabelStore
 from stratum.data.scans import Scan, is_scan, list_scans, open_scan
 from stratum.data.windows import Window
+from stratum.inference.batch import list_work
 from stratum.inference.scan_masks import ScanWriter
 from stratum.inference.scans import regions, segment_scan
 from stratum.inference.work import BatchSpec, Work
@@ -294,3 +296,21 @@ def test_what_is_written_of_a_scan(tmp_path: Path) -> None:
     assert found.areas[1].area_mm2 == found.areas[1].area_px * 0.25
     assert (found.height, found.width, found.note) == (HEIGHT, WIDTH, "read by windows; 2 patches refined")
     assert (tmp_path / "out" / "overlays" / "deep" / "a.jpg").stat().st_size > 0
+
+
+def test_scans_and_their_masks_on_s3(s3_env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATUM_CACHE", str(tmp_path / "cache"))
+    zarr.create_array(tmp_path / "a.zarr", shape=(HEIGHT, WIDTH, 3), chunks=(64, 64, 3), dtype="uint8")[:] = picture()
+    place = f"s3://{s3_env.bucket()}"
+    storage.upload_tree(tmp_path / "a.zarr", f"{place}/in/a.zarr")
+    spec = BatchSpec(data=f"{place}/in", storage=f"{place}/out", mask_format="zarr")
+    (work,) = list_work(spec)
+    assert (work.uri, work.name) == (f"{place}/in/a.zarr", "a")
+    model = pixelwise().eval()
+    manifest = Manifest(preset="unet_s2", classes=("a", "b", "c"), num_classes=3, task="semantic")
+    found = ScanWriter(spec, manifest, None).find(model, work)
+    with open_scan(f"{place}/out/masks/a.zarr") as scan:
+        mask = scan.read(Window(top=0, left=0, height=HEIGHT, width=WIDTH))[0]
+    assert torch.equal(mask, whole_labels(model, torch.from_numpy(picture().transpose(2, 0, 1).copy())))
+    assert sum(area.area_px for area in found.areas) == HEIGHT * WIDTH
+    assert storage.exists(f"{place}/out/overlays/a.jpg")
