@@ -69,6 +69,16 @@ def test_weights_in_numbers_are_an_option_of_the_networks() -> None:
     assert sweep.class_weights == ""
 
 
+def test_an_option_of_the_network_that_trials_are_timed_beside_may_be_set(tmp_path: Path) -> None:
+    stages = ("stage1=unet_s2_debug", "stage2=unet_s2_debug", "width=8")
+    args = load_job("two_stage").Args(
+        space="search", data="synthetic://vessels?images=4&size=192", batch=2, set=stages, storage=str(tmp_path)
+    )
+    sweep = sweep_spec("two_stage", args)
+    check_sweep(sweep, lambda text: None)
+    assert "width" not in sweep.variant({"patch": 48}, "7").overrides
+
+
 @pytest.mark.parametrize(
     ("study", "flags", "words"),
     [
@@ -82,6 +92,7 @@ def test_weights_in_numbers_are_an_option_of_the_networks() -> None:
         ("slag", {"data": CELLS, "class_weights": "1,2", "set": ("class_weights=1,2",)}, "class_weights"),
         ("slag", {"data": CELLS, "models": "slag_deeplab", "class_weights": "1,2"}, "class_weights"),
         ("losnet", {"class_weights": "median"}, "--class-weights"),
+        ("two_stage", {"data": CELLS, "space": "search", "set": ("widths=8",)}, "widths"),
         ("two_stage", {"data": CELLS}, "patch=.*larger than the images, which are 64x64"),
         ("two_stage", {"data": CELLS, "space": "search"}, "patch=96: larger than the images"),
         ("two_stage", {"data": CELLS, "models": "two_stage_debug:count=9"}, "count=9: images of 64x64 hold 4 patches"),

@@ -1,4 +1,4 @@
-"""Scans: read by windows as they would be whole, segmented part by part, their masks written by tiles."""
+"""Scans are read by windows as they would be whole, and what cannot be is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -8,27 +8,12 @@ import pytest
 import tifffile
 import torch
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from stratum.data import scans
 from stratum.data.images import DepthRule, ImageError, read_image
-from stratum.data.label_store import TILE, LabelStore
-from stratum.data.scans import Scan, is_scan, list_scans, open_scan
+from stratum.data.scans import is_scan, list_scans, open_scan
 from stratum.data.windows import Window
-from stratum.inference.scan_masks import ScanWriter
-from stratum.inference.scans import regions, segment_scan
-from stratum.inference.work import BatchSpec, Work
-from stratum.report.overview import Overview
-from stratum_models.catalog import build_model
-from stratum_models.errors import UserError
-from stratum_models.interface import SegmentationModel, SemanticPrediction
-from stratum_models.package import Manifest
-from stratum_models.semantic.config import SemanticConfig
-from stratum_models.semantic.model import SemanticModel
-from stratum_models.two_stage.model import TwoStage
 
 HEIGHT, WIDTH = 150, 190
 PART = Window(top=37, left=100, height=81, width=90)
@@ -138,159 +123,3 @@ def test_which_files_are_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(scans, "MAX_PIXELS", HEIGHT * WIDTH - 1)
     assert is_scan(str(tmp_path / "a.tif"))
     assert list_scans(["/x/a.zarr/zarr.json", "/x/a.zarr/c/0/0", "/x/b.png", "/x/d/c.zarr/0/.zarray"]) == ["/x/a.zarr", "/x/d/c.zarr"]
-
-
-@given(height=st.integers(1, 90), width=st.integers(1, 90), core=st.integers(1, 40), halo=st.integers(0, 20))
-def test_cores_cover_every_pixel_once(height: int, width: int, core: int, halo: int) -> None:
-    seen = torch.zeros(height, width, dtype=torch.int64)
-    for region in regions(height, width, core, halo):
-        region.core.of(seen).add_(1)
-        ids = torch.arange(height * width).view(height, width)
-        assert torch.equal(region.inside(region.window.of(ids)), region.core.of(ids))
-        assert region.window.top == max(region.core.top - halo, 0)
-        assert region.window.left + region.window.width == min(region.core.left + region.core.width + halo, width)
-    assert bool((seen == 1).all())
-
-
-class Kept:
-    """What was handed out, put together."""
-
-    def __init__(self, height: int, width: int) -> None:
-        self.image = torch.zeros(3, height, width, dtype=torch.uint8)
-        self.labels = torch.full((height, width), 99, dtype=torch.uint8)
-
-    def __call__(self, window: Window, image: Tensor | None, labels: Tensor | None) -> None:
-        if image is not None:
-            window.of(self.image).copy_(image)
-        if labels is not None:
-            assert bool((window.of(self.labels) == 99).all())
-            window.of(self.labels).copy_(labels)
-
-
-def in_memory(image: Tensor) -> Scan:
-    pixels = image.permute(1, 2, 0).numpy()
-    return Scan(
-        uri="memory", height=image.shape[1], width=image.shape[2], fetch=lambda rows, columns: pixels[rows, columns].copy(), depth=None
-    )
-
-
-def segmented(model: SegmentationModel, image: Tensor, scratch: Path, window: int) -> tuple[Tensor, int]:
-    kept = Kept(*image.shape[1:])
-    refined = segment_scan(model, in_memory(image), kept, scratch, window)
-    assert torch.equal(kept.image, image)
-    assert not list(scratch.iterdir())
-    return kept.labels, refined
-
-
-def noise(height: int, width: int) -> Tensor:
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def whole_labels(model: SegmentationModel, image: Tensor) -> Tensor:
-    (found,) = model.predict([image.float() / 255])
-    assert isinstance(found, SemanticPrediction)
-    return found.probabilities.argmax(0).to(torch.uint8)
-
-
-def pixelwise() -> SemanticModel:
-    return SemanticModel(nn.Conv2d(3, 3, 1), 3, SemanticConfig(), divisor=1)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    height=st.integers(1, 100),
-    width=st.integers(1, 100),
-    window=st.sampled_from([32, 50, 64]),
-    margin=st.integers(0, 8),
-    blend=st.booleans(),
-    rule=st.sampled_from(
-        [{"pick": "count", "count": 7}, {"pick": "share", "share": 0.4}, {"pick": "threshold", "threshold": 0.5, "cap": 9}]
-    ),
-)
-def test_the_least_sure_patches_of_the_whole_scan_are_refined(
-    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, window: int, margin: int, blend: bool, rule: dict[str, object]
-) -> None:
-    """With stages that look at single pixels, windows must give what the whole gives."""
-    torch.manual_seed(0)
-    config = build_model(
-        "two_stage_debug", num_classes=3, overrides={"patch": 8, "margin": margin, "blend": blend, "scale": 1, **rule}
-    ).config
-    model = TwoStage(pixelwise(), pixelwise(), config).eval()  # type: ignore[arg-type]
-    image = noise(height, width)
-    labels, refined = segmented(model, image, tmp_path_factory.mktemp("scratch"), window)
-    (probabilities,) = model.coarse([image.float() / 255])
-    assert refined == len(model.pick(probabilities))
-    assert float((labels != whole_labels(model, image)).float().mean()) <= 0.002  # sums in another order may turn a tie
-
-
-@pytest.mark.parametrize("options", [{}, {"prior": True, "blend": True, "pick": "share", "share": 0.3, "scale": 3.5}])
-def test_a_scan_of_one_window_is_predicted_as_an_image(tmp_path: Path, options: dict[str, object]) -> None:
-    torch.manual_seed(0)
-    model = build_model("two_stage_debug", num_classes=2, overrides=options).eval()
-    image = noise(90, 150)
-    labels, refined = segmented(model, image, tmp_path, 512)
-    assert torch.equal(labels, whole_labels(model, image))
-    assert refined > 0
-
-
-def test_before_stage_2_has_learnt_stage_1_speaks_alone(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = build_model("two_stage_debug", num_classes=2).eval()
-    model.refines.fill_(False)  # type: ignore[operator, union-attr]
-    image = noise(90, 150)
-    labels, refined = segmented(model, image, tmp_path, 512)
-    assert refined == 0
-    assert torch.equal(labels, whole_labels(model, image))
-
-
-def test_any_semantic_model_labels_a_scan(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model, image = pixelwise().eval(), noise(100, 130)
-    assert torch.equal(segmented(model, image, tmp_path, 32)[0], whole_labels(model, image))
-    network = build_model("unet_s2_debug", num_classes=2).eval()
-    assert torch.equal(segmented(network, image, tmp_path, 1024)[0], whole_labels(network, image))
-
-
-def test_a_package_that_scales_whole_images_cannot_label_scans(tmp_path: Path) -> None:
-    model = build_model("two_stage_debug", num_classes=2, overrides={"input_short": 64}).eval()
-    with pytest.raises(UserError, match="train it with --size 0"):
-        segment_scan(model, in_memory(noise(64, 64)), Kept(64, 64), tmp_path)
-
-
-@pytest.mark.parametrize("size", [(TILE + 30, 2 * TILE), (5, 7)])
-def test_masks_are_written_by_tiles(tmp_path: Path, size: tuple[int, int]) -> None:
-    labels = np.random.default_rng(0).integers(0, 5, size, dtype=np.uint8)
-    store = LabelStore(tmp_path / "m.zarr", *size)
-    for region in regions(*size, 300, 0):
-        store.write(region.core, region.core.of(torch.from_numpy(labels)).numpy())
-    assert np.array_equal(np.asarray(zarr.open(tmp_path / "m.zarr", mode="r")[:]), labels)  # type: ignore[index]
-    with tifffile.TiffFile(store.to_tiff(tmp_path / "m.tif")) as file:
-        assert file.pages[0].aspage().tile == (TILE, TILE)
-        assert np.array_equal(file.asarray(), labels)
-
-
-def test_an_overview_is_put_together_from_parts() -> None:
-    image, labels = torch.full((3, 100, 160), 70, dtype=torch.uint8), torch.zeros(100, 160, dtype=torch.uint8)
-    labels[:, 80:] = 2
-    overview = Overview(100, 160, 40)
-    for region in regions(100, 160, 33, 0):
-        overview.add_image(region.core, region.core.of(image))
-        overview.add_labels(region.core, region.core.of(labels))
-    assert overview.image.shape == (3, 25, 40)
-    assert overview.image.unique().tolist() == [70]
-    assert (overview.labels == labels[::4, ::4]).float().mean() > 0.95
-
-
-def test_what_is_written_of_a_scan(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", picture(), photometric="rgb", tile=(64, 64))
-    torch.manual_seed(0)
-    model = build_model("two_stage_debug", num_classes=2).eval()
-    manifest = Manifest(preset="two_stage_debug", classes=("ground", "vessel"), num_classes=2, task="semantic")
-    spec = BatchSpec(data="x", storage=str(tmp_path / "out"), mm_per_px=0.5)
-    found = ScanWriter(spec, manifest, None).find(model, Work(index=0, uri=str(tmp_path / "a.tif"), name="deep/a"))
-    mask = tifffile.imread(tmp_path / "out" / "masks" / "deep" / "a.tif")
-    assert np.array_equal(mask, whole_labels(model, torch.from_numpy(picture().transpose(2, 0, 1).copy())).numpy())
-    assert [area.area_px for area in found.areas] == np.bincount(mask.ravel(), minlength=2).tolist()
-    assert found.areas[1].area_mm2 == found.areas[1].area_px * 0.25
-    assert (found.height, found.width, found.note) == (HEIGHT, WIDTH, "read by windows; 2 patches refined")
-    assert (tmp_path / "out" / "overlays" / "deep" / "a.jpg").stat().st_size > 0

@@ -7,7 +7,7 @@ from stratum import storage
 from stratum.training.patches import check_patches
 from stratum.training.progress import Say
 from stratum.training.run import check, report_problems
-from stratum.tuning.space import Grid
+from stratum.tuning.space import Grid, known
 from stratum.tuning.spec import SWEEP_FILE, SweepSpec
 from stratum_models.catalog import build_model, resolve_config
 from stratum_models.catalog import preset as preset_of
@@ -46,7 +46,7 @@ def check_options(sweep: SweepSpec, grid: Grid | None) -> None:
         raise UserError(
             f"--set {clash[0]}: the sweep varies this option itself: leave it out, or compare with --models {preset}:{clash[0]}=..."
         )
-    presets = [preset for preset, _ in networks(sweep, grid)]
+    presets = [preset for preset, _ in networks(sweep, grid)] + ([sweep.plan.reference] if sweep.plan.reference else [])
     for key, value in sweep.extra.items():
         if not any(key in vars(resolve_config(preset)) for preset in presets):
             resolve_config(presets[0], {key: value})
@@ -75,9 +75,11 @@ def judged_networks(sweep: SweepSpec, grid: Grid | None) -> list[tuple[str, Mapp
     if grid is not None:
         return networks(sweep, grid) + [(v.preset, judgement.overrides) for v in grid.variants for judgement in v.judgements]
     sides = sweep.plan.choices.get("patch", ())
-    return [(sweep.base.model.preset, {**sweep.extra, "patch": side, "pick": "share"}) for side in sides]
+    start = sweep.base.model.preset
+    return [(start, {**known(start, sweep.extra), "patch": side, "pick": "share"}) for side in sides]
 
 
 def networks(sweep: SweepSpec, grid: Grid | None) -> list[tuple[str, Mapping[str, object]]]:
     """Preset and overrides of every network of a grid; of a search, those that it starts from."""
-    return [(v.preset, v.overrides) for v in grid.variants] if grid else [(sweep.base.model.preset, sweep.extra)]
+    start = sweep.base.model.preset
+    return [(v.preset, v.overrides) for v in grid.variants] if grid else [(start, known(start, sweep.extra))]

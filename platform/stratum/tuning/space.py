@@ -116,7 +116,7 @@ def search_space(study: Study) -> dict[str, Any]:
 def sampled_variant(study: Study, config: Mapping[str, Any], name: str, preset: str, extra: Options, class_weights: str = "") -> Variant:
     """The network that a sample of :func:`search_space` describes. Raises UserError where the preset cannot be built like that."""
     drawn = {key: value for key, value in config.items() if key in study.choices}
-    overrides = typed(preset, {**known(preset, study.defaults), **extra, **drawn})
+    overrides = typed(preset, {**known(preset, {**study.defaults, **extra}), **drawn})
     return Variant(name=name, preset=preset, overrides=overrides, class_weights=rule_of(config.get(WEIGHTS, class_weights)))
 
 
