@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return EXIT_USER_ERROR
-    _become_serve(argv)
+    return _become_serve(argv)
 
 
 def _become_serve(argv: Sequence[str]) -> NoReturn:
