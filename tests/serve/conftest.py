@@ -1,6 +1,6 @@
 """Small packages, and the application in this process, without Ray.
 
-What imports Ray is imported by the fixtures: a conftest may be read before the tests' environment is set, which Ray reads when it is imported.
+What imports Ray is imported by the fixtures: a conftest may be read before the tests' environment is set, which Ray reads at its import.
 """
 
 from collections.abc import Iterator
