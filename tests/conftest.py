@@ -20,7 +20,16 @@ SHARED = Path(os.environ.get("STRATUM_SHARED") or ROOT.parent / "shared").absolu
 NO_SHARED = "the shared folder is missing"
 # Kept between runs: the S3 server is installed once. In the environment, since pytest's own processes do not see the user's folders.
 S3_VENV = Path(os.environ.setdefault("STRATUM_TESTS_S3_VENV", str(Path(platformdirs.user_cache_dir("stratum-tests")) / "s3-venv")))
-LONG = ("test_submit", "test_training_distributed", "test_tune_losnet", "test_tuning_sweep", "test_train", "test_predict", "test_contract")
+LONG = (
+    "test_submit",
+    "test_serve_ray",
+    "test_training_distributed",
+    "test_tune_losnet",
+    "test_tuning_sweep",
+    "test_train",
+    "test_predict",
+    "test_contract",
+)
 _scratch = pytest.StashKey[Path]()
 
 

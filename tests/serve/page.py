@@ -32,7 +32,7 @@ def check_page(url: str, key: str, image: Path, folder: Path, model: str = "ore"
                 if name == "light":
                     _downloads(page)
                     _keyboard(page)
-                page.screenshot(path=folder / f"page-{name}.png", full_page=name == "phone")
+                page.screenshot(path=folder / f"page-{name}.png", full_page=True)
                 assert not [text for text in wrong if "401" not in text], wrong
                 context.close()
         finally:

@@ -2,10 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import litserve as ls
 import torch
-from fastapi import Request, Response
+from fastapi import Body, Response
+
+Picture = Annotated[bytes, Body(media_type="image/jpeg")]
 
 
 class Segment(ls.LitAPI):
@@ -18,9 +21,9 @@ class Segment(ls.LitAPI):
         torch.set_num_threads(int(sys.argv[3]))
         self.engine = open_package(Path(sys.argv[2]))
 
-    async def decode_request(self, request: Request) -> bytes:
+    def decode_request(self, request: Picture) -> bytes:
         """The bytes; they are decoded where the model is, as the server does."""
-        return await request.body()
+        return request
 
     def predict(self, x: bytes) -> bytes:
         """All steps."""

@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serve"))
 
 import httpx
+import psutil
 import torch
 from running import ROOT, free_port, running, until
 
@@ -100,7 +101,10 @@ def litserve(package: Path, threads: int) -> Iterator[str]:
         until(lambda: _healthy(url))
         yield url
     finally:
-        process.terminate()
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for one in family:
+            one.kill()
+        psutil.wait_procs(family, timeout=30)
         process.wait(30)
 
 

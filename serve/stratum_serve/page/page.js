@@ -36,7 +36,7 @@ const chosenModel = () => models.find((model) => model.name === at("model").valu
 function showModel() {
   const model = chosenModel();
   if (!model) return;
-  at("about").textContent = model.note || `${model.version ? `Version ${model.version}, ` : ""}finds ${model.classes.join(", ")}.`;
+  at("about").textContent = model.note || `${model.version ? `Version ${model.version} finds` : "Finds"} ${model.classes.join(", ")}.`;
   at("for-score").hidden = model.task !== "instance";
   at("for-refine").hidden = !model.pipeline;
 }
