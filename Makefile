@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh machine: a virtual environment in .venv with the versions of constraints.txt.
-.PHONY: help setup demo test check format
+.PHONY: help setup demo test check format up down
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -26,3 +26,9 @@ check: setup  ## ruff, mypy, import-linter
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+up:  ## the whole platform on this machine, with Docker: TLS on port 443; docs/operating.md
+	@scripts/up
+
+down:  ## stop it; data and secrets stay
+	@scripts/down

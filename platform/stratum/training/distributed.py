@@ -21,9 +21,10 @@ from stratum import storage
 from stratum.cluster import ray_is_local
 from stratum.tracking import RunLogger
 from stratum.training.context import Context
-from stratum.training.engine import TrainResult
+from stratum.training.engine import Log, TrainResult
 from stratum.training.errors import NonFiniteLossError
 from stratum.training.journal import open_journal
+from stratum.training.meters import TrainMeters
 from stratum.training.progress import Say, say_on_stdout
 from stratum.training.run import execute, run_folder
 from stratum.training.spec import RunSpec
@@ -117,7 +118,18 @@ def work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> Tr
     if run is None or context.rank != 0:
         return execute(spec, context, None, say)
     with run:
-        return execute(spec, context, open_journal(run), say)
+        return execute(spec, context, metered(open_journal(run), spec.name), say)
+
+
+def metered(log: Log, run: str) -> Log:
+    """``log``, after which each epoch's figures are also on this node's gauges."""
+    meters = TrainMeters(run)
+
+    def logged(row: dict[str, float], epoch: int) -> None:
+        log(row, epoch)
+        meters.epoch(row)
+
+    return logged
 
 
 def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = ()) -> T:
