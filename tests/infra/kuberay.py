@@ -25,6 +25,9 @@ JOB = {
     "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate", "suspend", "ttlSecondsAfterFinished",
 }  # fmt: skip
 SERVICE = {
+    "excludeHeadPodFromServeSvc", "rayClusterConfig", "rayClusterDeletionDelaySeconds", "serveConfigV2", "serveService", "suspend",
+    "upgradeStrategy",
+}  # fmt: skip
     "excludeHeadPodFromServeSvc",
     "rayClusterConfig",
     "rayClusterDeletionDelaySeconds",
