@@ -28,14 +28,6 @@ SERVICE = {
     "excludeHeadPodFromServeSvc", "rayClusterConfig", "rayClusterDeletionDelaySeconds", "serveConfigV2", "serveService", "suspend",
     "upgradeStrategy",
 }  # fmt: skip
-    "excludeHeadPodFromServeSvc",
-    "rayClusterConfig",
-    "rayClusterDeletionDelaySeconds",
-    "serveConfigV2",
-    "serveService",
-    "suspend",
-    "upgradeStrategy",
-}
 
 
 def cluster_of(resource: dict[str, Any]) -> dict[str, Any]:

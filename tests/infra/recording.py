@@ -32,7 +32,7 @@ class Recorder:
 
     def note(self, environ: dict[str, Any], body: bytes) -> None:
         """Add what a request needs."""
-        bucket, _, key = unquote(environ["PATH_INFO"]).lstrip("/").partition("/")
+        _, _, key = unquote(environ["PATH_INFO"]).lstrip("/").partition("/")
         query = dict(parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True))
         place = f"arn:aws:s3:::{BUCKET}"
         if not key:
