@@ -17,7 +17,8 @@ WORKERS = {
     "scaleStrategy", "suspend", "template",
 }  # fmt: skip
 AUTOSCALER = {
-    "env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy", "resources", "securityContext", "upscalingMode", "version", "volumeMounts",
+    "env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy", "resources", "securityContext", "upscalingMode", "version",
+    "volumeMounts",
 }  # fmt: skip
 JOB = {
     "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint", "entrypointNumCpus", "entrypointNumGpus",
