@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stratum import storage
+from stratum import logs, storage
 from stratum.cluster import ray_is_local
 from stratum.tracking import RunLogger
 from stratum.training.context import Context
@@ -115,6 +115,12 @@ def run_distributed(
 
 def work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
     """What each worker does; rank 0 logs."""
+    logs.set_up_logging()
+    with logs.log_fields(run=spec.name, mlflow_run=run.run_id if run else None, rank=context.rank):
+        return _work(spec, run, say, context)
+
+
+def _work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
     if run is None or context.rank != 0:
         return execute(spec, context, None, say)
     with run:
