@@ -1,12 +1,12 @@
 # Each target does its own set-up on a fresh machine: a virtual environment in .venv with the versions of constraints.txt.
-.PHONY: help setup demo serve test soak check format
+.PHONY: help setup demo serve test soak check format up down
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGE ?= outputs/demo-package
 
 help:  ## show the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 setup:  ## create .venv and install everything; instant when nothing changed
 	@scripts/setup
@@ -37,3 +37,9 @@ check: setup  ## ruff, mypy, import-linter
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+up:  ## the whole platform on this machine, with Docker: TLS on port 443; docs/operating.md
+	@scripts/up
+
+down:  ## stop it; data and secrets stay
+	@scripts/down

@@ -14,6 +14,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from stratum import logs
 from stratum_models.errors import UserError
 
 Args = TypeVar("Args")
@@ -30,6 +31,7 @@ def run_job(main: Callable[[Args], int | None], args_type: type[Args], *, argv: 
     defect and keeps its traceback (exit 1).
     """
     quiet_libraries()
+    logs.set_up_logging()
     previous = signal.signal(signal.SIGTERM, _terminated)
     try:
         code = main(_parse(args_type, inspect.getdoc(main) or "", argv))
@@ -52,7 +54,7 @@ def run_job(main: Callable[[Args], int | None], args_type: type[Args], *, argv: 
 
 def say(line: str) -> None:
     """One line of progress, with the time."""
-    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
+    print(logs.line(line) if logs.as_json() else f"{datetime.now():%H:%M:%S} {line}", flush=True)
 
 
 def option_pairs(pairs: Sequence[str]) -> dict[str, str]:

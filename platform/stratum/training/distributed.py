@@ -17,13 +17,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stratum import storage
+from stratum import logs, storage
 from stratum.cluster import ray_is_local
 from stratum.tracking import RunLogger
 from stratum.training.context import Context
-from stratum.training.engine import TrainResult
+from stratum.training.engine import Log, TrainResult
 from stratum.training.errors import NonFiniteLossError
 from stratum.training.journal import open_journal
+from stratum.training.meters import TrainMeters
 from stratum.training.progress import Say, say_on_stdout
 from stratum.training.run import execute, run_folder
 from stratum.training.spec import RunSpec
@@ -114,10 +115,27 @@ def run_distributed(
 
 def work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
     """What each worker does; rank 0 logs."""
+    logs.set_up_logging()
+    with logs.log_fields(run=spec.name, mlflow_run=run.run_id if run else None, rank=context.rank):
+        return _work(spec, run, say, context)
+
+
+def _work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
     if run is None or context.rank != 0:
         return execute(spec, context, None, say)
     with run:
-        return execute(spec, context, open_journal(run), say)
+        return execute(spec, context, metered(open_journal(run), spec.name), say)
+
+
+def metered(log: Log, run: str) -> Log:
+    """``log``, after which each epoch's figures are also on this node's gauges."""
+    meters = TrainMeters(run)
+
+    def logged(row: dict[str, float], epoch: int) -> None:
+        log(row, epoch)
+        meters.epoch(row)
+
+    return logged
 
 
 def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = ()) -> T:

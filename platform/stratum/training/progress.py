@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Mapping
 
+from stratum import logs
+
 Say = Callable[[str], None]
 
 
@@ -12,7 +14,7 @@ def say_nothing(_line: str) -> None:
 
 def say_on_stdout(line: str) -> None:
     """One line on stdout, at once, so that it shows under Ray too."""
-    print(line, flush=True)
+    print(logs.line(line), flush=True)
 
 
 def duration(seconds: float) -> str:

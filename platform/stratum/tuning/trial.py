@@ -17,7 +17,7 @@ from typing import Any
 import ray
 import ray.tune
 
-from stratum import cost, storage
+from stratum import cost, logs, storage
 from stratum.data.source import load_data
 from stratum.tracking import Run, open_run
 from stratum.training.appraise import draw_figures, timed_images, timed_model
@@ -51,6 +51,11 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
     """
     os.environ["MLFLOW_TRACKING_URI"] = tracking  # the driver's: this process may stand on another machine
     variant = sweep.variant(config, str(ray.tune.get_context().get_trial_id()))
+    with logs.log_fields(sweep=sweep.name, trial=variant.name):
+        _run_trial(variant, config, sweep, parent_id)
+
+
+def _run_trial(variant: Variant, config: Mapping[str, Any], sweep: SweepSpec, parent_id: str) -> None:
     spec = weighted(sweep.run_spec(variant, config), variant.class_weights)
     costs = static_costs(variant.preset, variant.overrides, sweep)
     with patient_run(spec, f"{sweep.name}/{variant.name}", trial_tags(sweep, variant, variant.name, variant.rows), parent_id) as run:

@@ -1,0 +1,151 @@
+"""The image's parts that need no container engine: what is copied, what is installed, how secrets and health are read."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = ROOT / "infra" / "image"
+DOCKERFILE = (ROOT / "infra" / "Dockerfile").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def instructions(name: str) -> list[str]:
+    """The arguments of every such instruction, continued lines joined."""
+    joined = re.sub(r"\\\n\s*", " ", DOCKERFILE)
+    return [line.split(None, 1)[1] for line in joined.splitlines() if line.startswith(f"{name} ")]
+
+
+def sent_to_the_builder() -> set[str]:
+    """The tracked files that .dockerignore lets through."""
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name for name in tracked.stdout.splitlines() if _kept(name, rules)}
+
+
+def _kept(name: str, rules: list[str]) -> bool:
+    kept = True
+    for rule in rules:
+        pattern, keep = rule.removeprefix("!"), rule.startswith("!")
+        parts = name.split("/")
+        folders = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+        if any(fnmatch(folder, pattern) or (pattern.startswith("**/") and fnmatch("/" + folder, "*" + pattern[2:])) for folder in folders):
+            kept = keep
+    return kept
+
+
+def test_everything_that_is_copied_is_sent() -> None:
+    sent = sent_to_the_builder()
+    for line in instructions("COPY"):
+        if "--from=" in line:
+            continue
+        *sources, _ = [part for part in line.split() if not part.startswith("--")]
+        for source in sources:
+            assert any(name == source or name.startswith(f"{source}/") for name in sent), f"{source} does not reach the builder"
+
+
+def test_the_context_is_small_and_holds_no_tests_or_secrets() -> None:
+    sent = sent_to_the_builder()
+    assert sum((ROOT / name).stat().st_size for name in sent) < 5 * 2**20
+    assert not [name for name in sent if name.startswith(("tests/", "docs/", ".git")) or "secret" in name]
+
+
+def test_libraries_are_those_of_the_project_and_pinned() -> None:
+    done = subprocess.run(
+        [sys.executable, IMAGE / "requirements.py", ROOT / "pyproject.toml", "tracker"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[:-1] == [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["tracker"]]
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {re.split(r"[\[<>=~!]", line)[0].lower() for line in done.stdout.split()} <= pinned
+    assert all("--constraint constraints.txt" in part for part in re.findall(r"pip install[^;]*", "\n".join(instructions("RUN"))))
+
+
+def test_the_image_runs_as_nobody_special_with_this_python() -> None:
+    assert instructions("USER") == ["1000:1000"]
+    (base,) = {line for line in instructions("ARG") if line.startswith("PYTHON_IMAGE")}
+    version = re.search(r"python:(\d+\.\d+)", base)
+    assert version is not None
+    assert tuple(map(int, version[1].split("."))) >= (3, 11)
+    assert "PYTHONPATH=platform:models:serve" in DOCKERFILE
+
+
+def run_entrypoint(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([IMAGE / "entrypoint", *command], env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True)
+
+
+def test_secrets_come_out_of_files(tmp_path: Path) -> None:
+    secret = tmp_path / "a secret"
+    secret.write_text("p$(id)'a\" ss\n")
+    done = run_entrypoint(
+        "sh", "-c", 'printf %s "$PASSWORD|${PASSWORD_FILE-none}|$AWS_SHARED_CREDENTIALS_FILE"',
+        PASSWORD_FILE=str(secret), AWS_SHARED_CREDENTIALS_FILE="/run/x",
+    )  # fmt: skip
+    assert done.stdout == "p$(id)'a\" ss|none|/run/x"
+
+
+def test_a_missing_secret_ends_the_container_with_a_line() -> None:
+    done = run_entrypoint("true", PASSWORD_FILE="/nowhere")
+    assert done.returncode == 2
+    assert done.stderr == "entrypoint: error: PASSWORD_FILE=/nowhere cannot be read: mount the secret or correct its name\n"
+
+
+@contextmanager
+def agent(status: int, seen: list[str | None]) -> Iterator[int]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            self.send_response(status if self.path == "/api/local_raylet_healthz" else 404)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_health_is_what_the_agent_says_and_the_token_is_sent(status: int, code: int, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t0k\n")
+    seen: list[str | None] = []
+    env = {"PATH": os.environ["PATH"], "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    with agent(status, seen) as port:
+        done = subprocess.run([sys.executable, IMAGE / "healthcheck.py", str(port)], env=env, timeout=60)
+    assert (done.returncode, seen) == (code, ["Bearer t0k"])
+
+
+def test_health_is_asked_of_a_real_node(ray_local: None) -> None:
+    import ray
+
+    port = agent_port()
+    env = {"PATH": os.environ["PATH"], "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
+    assert subprocess.run([sys.executable, IMAGE / "healthcheck.py", str(port)], env=env, timeout=60).returncode == 0
+    assert ray.is_initialized()
+
+
+def agent_port() -> int:
+    """The port of the local node's agent, which Ray tells nobody but its own processes."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        for part in process.info["cmdline"] or ():
+            if part.startswith("--listen-port=") and process.ppid() and os.getpid() in {one.pid for one in process.parents()}:
+                return int(part.partition("=")[2])
+    raise AssertionError("no agent of Ray is a child of this process")

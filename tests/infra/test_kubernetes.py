@@ -1,0 +1,167 @@
+"""The manifests, rendered: known fields only, names that lead somewhere, no pod that anybody may reach."""
+
+import copy
+import importlib.util
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+_spec = importlib.util.spec_from_file_location("kuberay_fields", Path(__file__).with_name("kuberay.py"))
+assert _spec is not None
+assert _spec.loader is not None
+kuberay = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(kuberay)
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "infra" / "kubernetes"
+VERSION = "1.33"
+OVERLAYS = ("local", "production")
+MONITORS = {"ServiceMonitor", "PodMonitor"}
+GIVEN = {"ray-auth", "mlflow", "serve-keys", "gcs-store", "s3-keys", "s3-identities"}  # secrets that docs/operating.md makes
+
+
+@cache
+def rendered(overlay: str) -> tuple[dict[str, Any], ...]:
+    """All resources of an overlay, or of the base where the name is empty."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl, which has kustomize, is not installed")
+    folder = FOLDER / "overlays" / overlay if overlay else FOLDER / "base"
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def check(resource: dict[str, Any]) -> None:
+    """Raises where a resource has fields that its kind has not."""
+    if resource["apiVersion"] == "ray.io/v1":
+        for group in kuberay.groups(resource):
+            assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+            pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
+            kubernetes_validate.validate(pod, VERSION, strict=True)
+    elif resource["kind"] in MONITORS:
+        assert resource["spec"].keys() <= {"selector", "endpoints", "podMetricsEndpoints"}
+    else:
+        kubernetes_validate.validate(resource, VERSION, strict=True)
+
+
+def pods(resources: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    """Every pod template."""
+    found = []
+    for resource in resources:
+        if resource["apiVersion"] == "ray.io/v1":
+            found += [group["template"] for group in kuberay.groups(resource)]
+        elif resource["kind"] in ("Deployment", "StatefulSet"):
+            found.append(resource["spec"]["template"])
+    return found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_resource_keeps_its_schema(overlay: str) -> None:
+    for resource in rendered(overlay):
+        check(resource)
+
+
+def test_a_wrong_field_is_seen() -> None:
+    for resource in rendered("production"):
+        if resource["kind"] in ("Deployment", "RayService"):
+            wrong = copy.deepcopy(resource)
+            template = pods((wrong,))[0]
+            template["spec"]["containers"][0]["imagee"] = "x"
+            with pytest.raises(kubernetes_validate.ValidationError):
+                check(wrong)
+            wrong = copy.deepcopy(resource)
+            wrong["spec"]["replicaz"] = 1
+            with pytest.raises((kubernetes_validate.ValidationError, AssertionError)):
+                check(wrong)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_pods_name_exists(overlay: str) -> None:
+    resources = rendered(overlay)
+    named = {(one["kind"], one["metadata"]["name"]) for one in resources}
+    for pod in pods(resources):
+        spec = pod["spec"]
+        assert "serviceAccountName" not in spec or ("ServiceAccount", spec["serviceAccountName"]) in named
+        for reference, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
+            for found in re.findall(rf"'{reference}': {{'name': '([\w-]+)'", str(spec)):
+                assert found in GIVEN if kind == "Secret" else (kind, found) in named, found
+        assert set(re.findall(r"'secretKeyRef': {'key': '[\w-]+', 'name': '([\w-]+)'", str(spec))) <= GIVEN
+        for container in spec["containers"]:
+            mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+            claimed = {one["metadata"]["name"] for r in resources for one in r.get("spec", {}).get("volumeClaimTemplates", [])}
+            assert mounted <= {volume["name"] for volume in spec.get("volumes", [])} | claimed
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_of_ours_runs_as_a_plain_user_behind_a_policy(overlay: str) -> None:
+    resources = rendered(overlay)
+    policies = [one["spec"] for one in resources if one["kind"] == "NetworkPolicy"]
+    assert {"podSelector": {}, "policyTypes": ["Ingress"]} in policies
+    roles = str([policy["podSelector"] for policy in policies])
+    for pod in pods(resources):
+        assert f"'{pod['metadata']['labels']['stratum/role']}'" in roles
+        if "stratum:" in pod["spec"]["containers"][0]["image"]:
+            assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+            assert pod["spec"]["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ray_asks_for_a_token_and_nobody_outside_reaches_the_dashboard(overlay: str) -> None:
+    import ray
+
+    resources = rendered(overlay)
+    clusters = [kuberay.cluster_of(one) for one in resources if one["apiVersion"] == "ray.io/v1"]
+    assert len(clusters) == 3
+    for cluster in clusters:
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-auth"}
+        assert cluster["rayVersion"] == ray.__version__
+    for policy in (one for one in resources if one["kind"] == "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", []):
+            if {"port": 8265} in rule.get("ports", []):
+                assert "kuberay" in str(rule["from"])
+
+
+def test_the_image_of_production_is_set_everywhere() -> None:
+    images = {container["image"] for pod in pods(rendered("production")) for container in pod["spec"]["containers"]}
+    assert {image for image in images if "stratum" in image} == {"REGISTRY/stratum:0.1.0"}
+
+
+def test_gpu_workers_bear_spot_machines_and_scale_from_nothing() -> None:
+    groups = [g for one in rendered("production") if one["kind"] in ("RayCluster", "RayJob") for g in list(kuberay.groups(one))[1:]]
+    gpus = [g for g in groups if "nvidia.com/gpu" in g["template"]["spec"]["containers"][0]["resources"]["limits"]]
+    assert len(gpus) == 2
+    for group in gpus:
+        assert group["minReplicas"] == 0
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] < 120
+        assert {"stratum/spot", "nvidia.com/gpu"} <= {one["key"] for one in group["template"]["spec"]["tolerations"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_served_is_a_serve_configuration(overlay: str) -> None:
+    (service,) = [one for one in rendered(overlay) if one["kind"] == "RayService"]
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    port = schema.http_options.port
+    workers = list(kuberay.groups(service))[1]["template"]["spec"]
+    assert port in {one["containerPort"] for one in workers["containers"][0]["ports"]}
+    (application,) = schema.applications
+    mounts = {one["name"]: one["mountPath"] for one in workers["containers"][0]["volumeMounts"]}
+    assert application.args["keys_file"].startswith(mounts["keys"] + "/")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_jobs_flags_exist(overlay: str) -> None:
+    import tune_losnet
+    import tyro
+
+    (job,) = [one for one in rendered(overlay) if one["kind"] == "RayJob"]
+    python, script, *flags = job["spec"]["entrypoint"].split()
+    assert (python, script) == ("python", "/app/jobs/tune_losnet.py")
+    assert tyro.cli(tune_losnet.Args, args=flags).storage == "s3://stratum/runs"
