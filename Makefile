@@ -1,12 +1,12 @@
 # Each target does its own set-up on a fresh machine: a virtual environment in .venv with the versions of constraints.txt.
-.PHONY: help setup demo serve test soak check format up down
+.PHONY: help setup demo serve test soak check format up down support-bundle
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGE ?= outputs/demo-package
 
 help:  ## show the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup:  ## create .venv and install everything; instant when nothing changed
 	@scripts/setup
@@ -43,3 +43,6 @@ up:  ## the whole platform on this machine, with Docker: TLS on port 443; docs/o
 
 down:  ## stop it; data and secrets stay
 	@scripts/down
+
+support-bundle:  ## one archive with what a report of a defect needs; secrets are taken out
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/support-bundle

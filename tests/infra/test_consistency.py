@@ -1,0 +1,127 @@
+"""Docs, manifests and code say the same: images, ports, versions, settings, files."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import ray
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = (ROOT / "docs" / "operating.md").read_text()
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+SETTING = re.compile(r"\bSTRATUM_[A-Z_]+\b")
+# Of Ray, MLflow, botocore: read by them, not by this code.
+FOREIGN = re.compile(r"\b(?:AWS|MLFLOW|RAY)_[A-Z_]+\b")
+TESTS_ONLY = {"STRATUM_SHARED", "STRATUM_TESTS_S3_VENV"}
+
+
+def files(*folders: str) -> dict[str, str]:
+    """Tracked and new files under folders, with their text."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file() and not name.endswith((".png", ".js"))]
+    return {name: (ROOT / name).read_text() for name in names}
+
+
+INFRA, CODE = files("infra", "scripts"), files("platform", "models", "serve", "jobs")
+
+
+def settings(texts: dict[str, str]) -> set[str]:
+    return {name.removesuffix("_FILE").rstrip("_") for text in texts.values() for name in SETTING.findall(text)} - TESTS_ONLY
+
+
+def test_every_setting_of_the_docs_exists_and_the_reverse() -> None:
+    documented = settings({name: text for name, text in files("docs", "README.md").items()})
+    used = settings(INFRA) | settings(CODE)
+    generic = {name for name in used | documented if name.startswith("STRATUM_SERVE")}  # made of the fields of ServeConfig
+    assert documented - generic <= used
+    assert used - generic - {"STRATUM_LOCAL_RAY"} <= documented  # that one is set by the code for itself
+
+
+def test_foreign_settings_of_the_docs_are_known_to_their_libraries() -> None:
+    import botocore
+    import mlflow
+
+    known = CODE | INFRA
+    for package, ending in ((ray, "*.py"), (mlflow, "environment_variables.py"), (botocore, "*.py")):
+        known |= {str(path): path.read_text(errors="replace") for path in Path(package.__file__).parent.rglob(ending) if _small(path)}
+    text = "\n".join(known.values())
+    names = set(FOREIGN.findall(DOCS)) - {"AWS_"}
+    assert [name for name in sorted(names) if not re.search(rf"\b(AWS_)?{name.removeprefix('AWS_')}\b", text, re.IGNORECASE)] == []
+
+
+def _small(path: Path) -> bool:
+    return path.stat().st_size < 400_000 and "/rllib/" not in str(path)
+
+
+def test_one_version_everywhere() -> None:
+    found = {tag for text in [*INFRA.values(), DOCS] for tag in re.findall(r"\bstratum:(\d+\.\d+\.\d+)", text)}
+    assert found == {VERSION}
+    assert {tag for text in INFRA.values() for tag in re.findall(r"newTag: (\S+?)[},\s]", text)} == {VERSION}
+    assert {found for text in INFRA.values() for found in re.findall(r"rayVersion: (\S+)", text)} == {ray.__version__}
+
+
+def test_one_tag_for_each_image() -> None:
+    tags: dict[str, set[str]] = {}
+    for text in INFRA.values():
+        for name, tag in re.findall(r"image: ([\w./-]+):([\w.-]+)", text):
+            tags.setdefault(name, set()).add(tag)
+    assert {name: found for name, found in tags.items() if len(found) > 1} == {}
+    assert len(tags) >= 5
+
+
+PORTS = {
+    "GCS": (r"--port=(\d+)", {"6379", "5432"}), "dashboard": (r"dashboard-port[=: \"]+(\d+)", {"8265"}),
+    "metrics": (r"metrics-export-port[=: \"]+(\d+)", {"8080"}), "MLflow": (r"http://mlflow:(\d+)", {"5000"}),
+    "S3": (r"http://s3:(\d+)", {"9000"}), "Serve": (r"http_options: \{host: 0\.0\.0\.0, port: (\d+)", {"8000"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_each_service_has_one_port(name: str) -> None:
+    pattern, ports = PORTS[name]
+    found = {port for text in INFRA.values() for port in re.findall(pattern, text)}
+    assert found
+    assert found <= ports
+    assert name == "GCS" or len(found) == 1
+    exposed = (ROOT / "infra/Dockerfile").read_text()
+    assert name in ("S3",) or found & set(re.findall(r"\d+", exposed.split("EXPOSE")[1].splitlines()[0]))
+
+
+def test_paths_of_the_docs_exist() -> None:
+    for path in re.findall(r"\b((?:infra|scripts|jobs|tests|docs)/[\w./-]+\w)", DOCS):
+        if path != "infra/compose/secrets" and not path.startswith("infra/image"):
+            assert (ROOT / path).exists(), path
+    for target in re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL))):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_secrets_that_manifests_want_are_made_in_the_docs() -> None:
+    wanted = {
+        name for text in INFRA.values() for name in re.findall(r"(?:secretKeyRef: \{name|secretName|secretRef: \{name): ([\w-]+)", text)
+    }
+    assert wanted == set(re.findall(r"create secret generic ([\w-]+)", DOCS))
+    for name, key in {pair for text in INFRA.values() for pair in re.findall(r"secretKeyRef: \{name: ([\w-]+), key: ([\w-]+)\}", text)}:
+        block = re.search(rf"create secret generic {name} (.*?)\n(?:kubectl|```)", DOCS, re.DOTALL)
+        assert block is not None
+        assert f"={key}=" in block[1] or f"-literal={key}=" in block[1], (name, key)
+
+
+def test_no_secret_and_no_path_of_a_machine_is_in_the_files() -> None:
+    for name, text in INFRA.items():
+        assert not re.search(r"/(home/(?!stratum)|root/|work/)", text), name
+        assert not re.search(r"AKIA[A-Z0-9]{16}|BEGIN [A-Z ]*PRIVATE KEY", text), name
+
+
+@pytest.mark.parametrize("script", sorted(name for name, text in INFRA.items() if text.startswith("#!")))
+def test_scripts_parse_and_may_be_run(script: str) -> None:
+    path = ROOT / script
+    assert path.stat().st_mode & 0o111, script
+    first = path.read_text().splitlines()[0]
+    if "python" in first:
+        compile(path.read_text(), script, "exec")
+    else:
+        subprocess.run([first.split()[-1].removeprefix("#!"), "-n", path], check=True, timeout=60)
