@@ -34,7 +34,7 @@ def settings(texts: dict[str, str]) -> set[str]:
 
 
 def test_every_setting_of_the_docs_exists_and_the_reverse() -> None:
-    documented = settings({name: text for name, text in files("docs", "README.md").items()})
+    documented = settings(files("docs", "README.md"))
     used = settings(INFRA) | settings(CODE)
     generic = {name for name in used | documented if name.startswith("STRATUM_SERVE")}  # made of the fields of ServeConfig
     assert documented - generic <= used

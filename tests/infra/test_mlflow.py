@@ -32,7 +32,8 @@ def server(postgres: Any, database: str, artifacts: str, aws: dict[str, str], lo
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {
-        **os.environ, **aws, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_BIND": "127.0.0.1", "MLFLOW_PORT": str(port),
+        **os.environ, **aws, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MLFLOW_BIND": "127.0.0.1", "MLFLOW_PORT": str(port),
         "MLFLOW_WORKERS": "1", "MLFLOW_DB_HOST": f"127.0.0.1:{postgres.env['PGPORT']}", "MLFLOW_DB_NAME": database,
         "MLFLOW_DB_PASSWORD": postgres.env["PGPASSWORD"], "MLFLOW_ARTIFACTS": artifacts, "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32, "TMPDIR": str(log.parent),
