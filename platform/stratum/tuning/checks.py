@@ -24,9 +24,10 @@ def check_sweep(sweep: SweepSpec, say: Say) -> None:
     check_options(sweep, grid)
     check_tasks(sweep, grid)
     check_models(grid)
-    preset, overrides = networks(sweep, grid)[0]
+    judged = judged_networks(sweep, grid)
+    preset, overrides = (judged or networks(sweep, grid))[0]
     data = check(replace(sweep.base, model=replace(sweep.base.model, preset=preset, overrides=overrides)))
-    for name, options in judged_networks(sweep, grid):
+    for name, options in judged:
         check_patches(replace(sweep.base, model=replace(sweep.base.model, preset=name, overrides=options)), data)
     report_problems(data, say)
 
