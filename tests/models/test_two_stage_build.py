@@ -55,6 +55,14 @@ def test_any_model_serves_and_the_prior_starts_without_weight(name: str) -> None
     torch.testing.assert_close(without, given, atol=1e-5, rtol=1e-4)
 
 
+def test_what_the_prior_costs_is_known_without_weights() -> None:
+    with torch.device("meta"):
+        model = tiny(3, prior=True)
+    plain = tiny(3)
+    assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters()) == 3 * 9 * 8
+    assert probabilities(model, torch.rand(3, 64, 64, device="meta")).shape == (3, 64, 64)
+
+
 def test_options_of_stages() -> None:
     assert parse_stage("stage1", "a:b=1,2,3,c=ce:1+dice:2") == ("a", {"b": "1,2,3", "c": "ce:1+dice:2"})
     model = tiny(stage1="unet_s2_debug:loss=ce", loss="dice", class_weights="1,2")

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from stratum_models.batching import Normalize
 from stratum_models.errors import UserError
 from stratum_models.semantic.model import SemanticModel
 
@@ -23,5 +22,6 @@ def widen_input(model: SemanticModel, extra: int) -> None:
     with torch.no_grad():
         first.weight = nn.Parameter(torch.cat([first.weight, first.weight.new_zeros(out, extra, *kernel)], 1))
     first.in_channels += extra
-    mean, std = (values.flatten().tolist() for values in (model.normalize.mean, model.normalize.std))
-    model.normalize = Normalize([*mean, *[0.0] * extra], [*std, *[1.0] * extra], divisor=model.normalize.divisor)
+    normalize = model.normalize  # changed in place: on the meta device, where costs are counted, its values cannot be read
+    normalize.mean = torch.cat([normalize.mean, normalize.mean.new_zeros(extra, 1, 1)])
+    normalize.std = torch.cat([normalize.std, normalize.std.new_ones(extra, 1, 1)])
