@@ -118,6 +118,20 @@ def test_what_is_served_is_a_serve_configuration() -> None:
     assert application.args["keys_file"] in {f"/run/secrets/{name}" for name in SERVICES["head"]["secrets"]}
 
 
+@pytest.mark.parametrize("address", ["mlflow.ore.example.org", "mlflow.ore.example.org:8443"])
+def test_mlflow_takes_what_browsers_send_through_the_proxy_and_from_nowhere_else(address: str) -> None:
+    from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
+
+    domain = re.compile(r"\$\{STRATUM_DOMAIN:-\w+\}")
+    environment = {name: domain.sub("ore.example.org", value) for name, value in SERVICES["mlflow"]["environment"].items()}
+    hosts, origins = (environment[name].split(",") for name in ("MLFLOW_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"))
+    assert is_allowed_host_header(hosts, address)
+    assert is_allowed_host_header(hosts, "mlflow:5000")
+    assert not is_allowed_host_header(hosts, "evil.example.org")
+    assert not should_block_cors_request(f"https://{address}", "POST", origins)
+    assert should_block_cors_request("https://evil.example.org", "POST", origins)
+
+
 def test_without_docker_one_line_says_what_is_missing(tmp_path: Path) -> None:
     for program in ("bash", "dirname"):
         (tmp_path / program).symlink_to(f"/usr/bin/{program}")

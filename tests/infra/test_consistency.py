@@ -99,6 +99,13 @@ def test_paths_of_the_docs_exist() -> None:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 
 
+def test_jobs_that_ask_mlflow_get_its_password() -> None:
+    # `exec` goes past the image's entry point, which reads the secrets; what is submitted to Ray has the node's environment.
+    commands = re.findall(r"compose exec head (.*)", DOCS)
+    assert commands
+    assert all(command.startswith(("ray job submit", "/app/infra/image/entrypoint ")) for command in commands)
+
+
 def test_secrets_that_manifests_want_are_made_in_the_docs() -> None:
     wanted = {
         name for text in INFRA.values() for name in re.findall(r"(?:secretKeyRef: \{name|secretName|secretRef: \{name): ([\w-]+)", text)
