@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratum import storage
+from stratum.metrics.names import BEST_METRIC
 from stratum.storage import local, s3
 from stratum.tracking.store import check_reachable, client_for, one_line_errors, tracking_uri
-from stratum.training.evaluation import BEST_METRIC
 from stratum_models.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from stratum.metrics.names import BEST_METRIC
 from stratum.metrics.semantic import SemanticEvaluator, iou_name
 from stratum.training.context import LocalContext
-from stratum.training.evaluation import BEST_METRIC, collect, evaluate, evaluator_for
+from stratum.training.evaluation import collect, evaluate, evaluator_for
 from stratum_models.catalog import build_model
 from stratum_models.interface import SemanticTarget
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stratum.metrics.names import BEST_METRIC
 from stratum.registry.packages import known_models
 from stratum.tracking.store import check_reachable, client_for, one_line_errors, tracking_uri
-from stratum.training.evaluation import BEST_METRIC
 from stratum_models.errors import UserError
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ class Run:
     def __init__(self, run_id: str, uri: str, experiment: str, parent_id: str | None, started_ms: int) -> None:
         self.run_id, self.uri, self.experiment_id, self.parent_id, self.started_ms = run_id, uri, experiment, parent_id, started_ms
         self.status: Status | None = None
+        self._left = False
         self._outbox = Outbox(uri, run_id)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -65,9 +66,14 @@ class Run:
         """Wait until all is delivered; False where it is not within ``timeout`` seconds."""
         return self._outbox.flush(timeout)
 
+    def leave(self, timeout: float = FINISH_SECONDS) -> None:
+        """Deliver what there is, and leave it to another process to say how the run ended."""
+        self._left = True
+        self._outbox.close(timeout)
+
     def finish(self, status: Status = "FINISHED", timeout: float = FINISH_SECONDS) -> None:
         """End the run, once, and with it what is still open below it."""
-        if self.status is not None:
+        if self.status is not None or self._left:
             return
         self.status = status
         if self.parent_id is None:

@@ -14,8 +14,6 @@ from stratum_models.interface import Prediction, Target, Task
 
 Batch = tuple[Sequence[Tensor], Sequence[Target], Sequence[str]]  # images float32 [3, H, W] in 0..1, targets, URIs
 
-BEST_METRIC: dict[Task, str] = {"instance": "val/mask_ap50", "semantic": "val/miou"}
-
 
 class Evaluator(Protocol):
     """Collects predictions beside their targets; its state travels between ranks as plain values."""

@@ -14,10 +14,11 @@ from torch import nn
 from stratum import storage
 from stratum.data.loader import Loader, build_loader
 from stratum.data.source import Dataset, load_data, require_task
+from stratum.metrics.names import BEST_METRIC
 from stratum.training.allocator import keep_freed_memory
 from stratum.training.context import Context, LocalContext
 from stratum.training.engine import Log, TrainResult, train
-from stratum.training.evaluation import BEST_METRIC, Evaluator, collect, evaluate, evaluator_for
+from stratum.training.evaluation import Evaluator, collect, evaluate, evaluator_for
 from stratum.training.patches import check_patches
 from stratum.training.progress import Say, say_nothing
 from stratum.training.spec import ModelSpec, RunSpec, from_dict, to_dict

@@ -62,7 +62,11 @@ def _run_trial(variant: Variant, config: Mapping[str, Any], sweep: SweepSpec, pa
         claim(spec, run.run_id)
         run.log_metrics(costs)
         fixed = {**costs, RUN_ID: run.run_id}
-        result = train_network(spec, run, EpochRows(fixed=fixed, study=sweep.study, epochs=sweep.base.train.epochs))
+        try:
+            result = train_network(spec, run, EpochRows(fixed=fixed, study=sweep.study, epochs=sweep.base.train.epochs))
+        except SystemExit:  # Tune stopped the trial; the driver, which knows why, says how the run ended
+            run.leave()
+            raise
         final = {**_beside_others(result.metrics), **costs, **relative_time(spec, result, sweep)}
         final[UTILITY] = sweep.plan.utility(final)
         run.log_metrics(final, step=result.epochs)
