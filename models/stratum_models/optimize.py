@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from stratum_models.arsm.joined import JoinedSelection
+from stratum_models.arsm.network import ResolutionSelection
 from stratum_models.interface import SegmentationModel
 from stratum_models.losnet.head import LevelConv
 
@@ -13,7 +15,7 @@ PROBE_SIZE = 96  # pixels of the image that is sent through the network to see w
 
 
 def prepare_for_inference(model: SegmentationModel, *, channels_last: bool = True) -> SegmentationModel:
-    """A copy in evaluation mode, each BN folded into the convolution before it, laid out channels-last.
+    """A copy in evaluation mode, each BN folded into the convolution before it, ARSM in its quicker order, laid out channels-last.
 
     Args:
         model: trained; left as it is.
@@ -30,6 +32,10 @@ def prepare_for_inference(model: SegmentationModel, *, channels_last: bool = Tru
                 setattr(module, name, _rest(child))
             elif isinstance(child, LevelConv):
                 setattr(module, name, child.folded())
+    for module in list(fast.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, ResolutionSelection):
+                setattr(module, name, JoinedSelection(child))
     if channels_last:
         fast.lay_out(torch.channels_last)
     return fast

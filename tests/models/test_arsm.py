@@ -1,17 +1,21 @@
 """ARSM as a model: the paper's sizes, training, the temperature, and the gate that can be looked at."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stratum_models.arsm.config import ARSMConfig
+from stratum_models.arsm.joined import JoinedSelection
 from stratum_models.arsm.model import ARSM, build_arsm
 from stratum_models.arsm.paper import COVID, DROSOPHILA, PAPER_RESULTS, result
 from stratum_models.errors import UserError
 from stratum_models.hrnet.build import build_hrnet
 from stratum_models.hrnet.config import HRNetConfig
 from stratum_models.interface import IGNORE_INDEX, SemanticPrediction, SemanticTarget
+from stratum_models.optimize import prepare_for_inference
 
 
 def tiny(**options: object) -> ARSM:
@@ -136,3 +140,39 @@ class TestModel:
 def test_options_out_of_range_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ARSMConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (40, 24)])
+def test_the_quicker_order_gives_the_same(height: int, width: int) -> None:
+    model = tiny().eval()
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values, low, high in (
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+                (module.weight, 0.5, 2.0),
+                (module.bias, -1.0, 1.0),
+            ):
+                assert values is not None
+                values.data.copy_(low + (high - low) * torch.rand(values.shape, generator=generator))
+    branches = [torch.randn(2, 4 * 2**i, height >> i, width >> i, generator=generator, dtype=torch.float64) for i in range(4)]
+    selection = model.selecting.selection.double()
+    quick = JoinedSelection(copy.deepcopy(selection))
+    for wanted, found in zip(selection.parts(branches), quick.parts(branches), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_prepared_for_inference_it_says_the_same(channels_last: bool) -> None:
+    model = tiny(temperature=1.0).eval()  # a lower one magnifies what float32 rounds
+    prepared = prepare_for_inference(model, channels_last=channels_last)
+    assert any(isinstance(module, JoinedSelection) for module in prepared.modules())
+    image, _ = scene(40, 24)
+    (before,), (after,) = model.predict([image]), prepared.predict([image])
+    assert isinstance(before, SemanticPrediction)
+    assert isinstance(after, SemanticPrediction)
+    torch.testing.assert_close(after.probabilities, before.probabilities, rtol=1e-3, atol=1e-3)
+    assert isinstance(prepared, ARSM)
+    for one, other in zip(model.gate_maps([image]), prepared.gate_maps([image]), strict=True):
+        torch.testing.assert_close(other.weights, one.weights, rtol=1e-3, atol=1e-3)

@@ -84,7 +84,7 @@ def gate_study(model: SegmentationModel, classes: Sequence[str], pictures: int) 
     """An empty study. Raises UserError for a model without a gate."""
     if not isinstance(model, ARSM):
         raise UserError("--gates: this package's model has no gate to look at: use one with ARSM, such as hrnet_w18_arsm")
-    resolutions = len(model.selecting.selection.experts)
+    resolutions = len(model.selecting.trunk.channels)
     decided = torch.zeros(len(classes), resolutions, dtype=torch.int64)
     return GateStudy(model=model, classes=tuple(classes), pictures=pictures, decided=decided)
 
