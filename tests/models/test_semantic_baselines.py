@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stratum_models.baselines import fcn, unet
-from stratum_models.baselines.fcn import FCN8s, FCNConfig, PooledTrunk, build_fcn
+from stratum_models.baselines.fcn import FCN8s, FCNConfig, PooledTrunk, WideConv, build_fcn
 from stratum_models.baselines.unet import UNetConfig, build_unet
 from stratum_models.errors import UserError
 
@@ -61,6 +61,27 @@ def test_vgg_is_tapped_behind_its_poolings() -> None:
         maps = trunk(torch.zeros(1, 3, 64, 96))
     assert [tuple(m.shape) for m in maps] == [(1, 256, 8, 12), (1, 512, 4, 6), (1, 512, 2, 3)]
     assert parameters(trunk) == 14_714_688  # VGG16's thirteen convolutions
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 3), (3, 9), (8, 8)])
+def test_wide_kernels_on_small_maps_learn_in_bf16_what_float64_says(size: tuple[int, int]) -> None:
+    conv = WideConv(512, 8, 7)
+    features = torch.rand(2, 512, *size, generator=torch.Generator().manual_seed(0))
+    plain = nn.functional.conv2d(features.double(), conv.weight.double(), conv.bias.double(), padding=3)  # type: ignore[union-attr]
+    expected = torch.autograd.grad(plain.sum(), [conv.weight])[0]
+    _leave_nans_in_memory()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = conv(features)
+    torch.testing.assert_close(found, plain, rtol=0.02, atol=0.02, check_dtype=False)
+    _leave_nans_in_memory()
+    torch.testing.assert_close(torch.autograd.grad(found.float().sum(), [conv.weight])[0], expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(conv.eval()(features), plain, rtol=1e-4, atol=1e-4, check_dtype=False)
+
+
+def _leave_nans_in_memory() -> None:
+    """For those who read what they did not write."""
+    blocks = [torch.full((1 << exponent,), torch.nan) for exponent in range(6, 21) for _ in range(20)]
+    blocks.clear()
 
 
 @pytest.mark.parametrize("module", [fcn, unet])

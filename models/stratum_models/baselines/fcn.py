@@ -88,10 +88,30 @@ class FCN8s(nn.Module):
         return logits
 
 
+class WideConv(nn.Conv2d):
+    """A convolution of stride 1 that keeps the size of maps which may be smaller than its kernel.
+
+    In training the taps that could only meet padding are left out: they change nothing, and oneDNN 3.13 leaves their gradients in
+    bf16 unwritten, so that what happened to be in memory would be learnt.
+    """
+
+    def __init__(self, inputs: int, channels: int, kernel: int) -> None:
+        super().__init__(inputs, channels, kernel, padding=kernel // 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, channels, H, W]``."""
+        if not self.training:
+            return super().forward(features)
+        middle = self.kernel_size[0] // 2
+        rows, columns = (min(middle, side - 1) for side in features.shape[-2:])
+        weight = self.weight[:, :, middle - rows : middle + rows + 1, middle - columns : middle + columns + 1]
+        return F.conv2d(features, weight, self.bias, padding=(rows, columns))
+
+
 def _hidden(inputs: int, channels: int, dropout: float) -> nn.Sequential:
     """VGG's two fully connected layers as convolutions that keep the size."""
     return nn.Sequential(
-        nn.Conv2d(inputs, channels, 7, padding=3),
+        WideConv(inputs, channels, 7),
         nn.ReLU(inplace=True),
         nn.Dropout2d(dropout),
         nn.Conv2d(channels, channels, 1),
