@@ -48,6 +48,21 @@ def test_the_pareto_plot_names_the_models_and_leaves_out_what_has_no_place(tmp_p
         assert f"<!-- {word} -->" not in text
 
 
+@pytest.mark.parametrize("corner", [(90.0, 0.2), (1.0, 0.2), (1.0, 0.8), (90.0, 0.8)])
+def test_the_legend_covers_no_model(monkeypatch: pytest.MonkeyPatch, tmp_path, corner: tuple[float, float]) -> None:
+    kept: list[plt.Figure] = []
+    monkeypatch.setattr("stratum.report.plots.save", lambda figure, path: kept.append(figure) or path)
+    cost, quality = corner
+    others = [Candidate(name=f"{x}", cost=x, quality=y, size_mb=2) for x, y in ((2.0, 0.2), (30.0, 0.8))]  # they span the axes
+    pareto_plot([Candidate(name="large", cost=cost, quality=quality, size_mb=30), *others], tmp_path / "x.png")
+    (axes,) = kept[0].axes
+    kept[0].draw_without_rendering()
+    box = axes.get_legend().get_window_extent()
+    x, y = axes.transData.transform(corner)
+    radius = math.sqrt(900) / 2 * kept[0].dpi / 72
+    assert not box.padded(radius).contains(x, y)
+
+
 def test_a_given_front_is_taken_and_a_worked_out_one_is_right(tmp_path) -> None:
     own = pareto_plot(CANDIDATES, tmp_path / "own.png").read_bytes()
     assert pareto_plot(CANDIDATES, tmp_path / "same.png", front=[0, 1, 3]).read_bytes() == own

@@ -159,7 +159,19 @@ def _from_spans(starts: NDArray[np.intp], lengths: NDArray[np.intp], height: int
 
 def encode(masks: NDArray[np.bool_]) -> list[Rle]:
     """Masks ``bool [N, H, W]`` as RLEs."""
-    return list(coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))) if len(masks) else []
+    return list(coco_mask.encode(_by_columns(masks))) if len(masks) else []
+
+
+def _by_columns(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Masks as ``[H, W, N]``, column by column in memory as pycocotools wants them; rows without a pixel are not moved."""
+    count, height, width = masks.shape
+    columns = np.zeros((count, width, height), dtype=np.uint8)
+    for mask, turned in zip(masks, columns, strict=True):
+        rows = np.flatnonzero(mask.any(axis=1))
+        if len(rows):
+            filled = slice(rows[0], rows[-1] + 1)
+            turned[:, filled] = mask[filled].T
+    return columns.transpose(2, 1, 0)
 
 
 def text(rle: Rle) -> str:

@@ -30,7 +30,8 @@ def instances_of(prediction: Prediction) -> InstancePrediction:
 
 def visible(prediction: InstancePrediction) -> InstancePrediction:
     """The instances that have at least one pixel."""
-    keep = prediction.masks.flatten(1).any(dim=1) if len(prediction) else torch.zeros(0, dtype=torch.bool)
+    # NumPy looks no further than a mask's first pixel that is set.
+    keep = torch.tensor([bool(mask.numpy().any()) for mask in prediction.masks.cpu()], dtype=torch.bool)
     return InstancePrediction(
         boxes=prediction.boxes[keep], scores=prediction.scores[keep], labels=prediction.labels[keep], masks=prediction.masks[keep]
     )

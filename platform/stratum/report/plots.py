@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from stratum.measurements import SizeDistribution, compare, fit_rosin_rammler, log_edges
 from stratum.metrics.instance import OperatingPoint, PrecisionRecall
@@ -23,6 +25,7 @@ from stratum.report.annotate import PointLabel, place_labels
 from stratum.report.style import GRID, INK, MUTED, colour, empty, log_axis, new_figure, save
 
 _LARGEST_BUBBLE, _SMALLEST_BUBBLE = 900.0, 40.0  # points squared
+_CORNERS: Final = ("lower right", "upper left", "lower left", "upper right")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ def pareto_plot(
     axes.scatter(costs, qualities, s=areas, c=faces, edgecolors="white", linewidths=0.8, zorder=3)
     line = sorted((c.cost, c.quality) for c in shown if c.name in best)
     axes.plot([x for x, _ in line], [y for _, y in line], color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2)
-    legend = _pareto_legend(axes, groups, largest)
+    legend = _in_free_corner(_pareto_legend(axes, groups, largest), list(zip(costs, qualities, areas, strict=True)))
     labels = [_label(c, area, c.name in best) for c, area in zip(shown, areas, strict=True)]
     labels.sort(key=lambda label: (not label.required, -label.y))  # the front is named first
     figure.draw_without_rendering()
@@ -209,6 +212,25 @@ def _pareto_legend(axes: Axes, groups: Sequence[str], largest: float) -> Legend:
     return axes.legend(
         handles=handles, loc="lower right", frameon=True, framealpha=0.9, edgecolor=GRID, fontsize=8, labelspacing=1.0, borderpad=0.9
     )
+
+
+def _in_free_corner(legend: Legend, bubbles: Sequence[tuple[float, float, float]]) -> Legend:
+    """The legend in the corner where it covers the fewest bubbles of (x, y, area in square points)."""
+    axes = legend.axes
+    figure = axes.get_figure(root=True) if axes is not None else None
+    assert axes is not None
+    assert figure is not None
+    figure.draw_without_rendering()  # the axes find their place
+    spots = axes.transData.transform([(x, y) for x, y, _ in bubbles])
+    radii = [math.sqrt(area) / 2 * figure.dpi / 72 for _, _, area in bubbles]
+    circles = [Bbox.from_bounds(x - r, y - r, 2 * r, 2 * r) for (x, y), r in zip(spots, radii, strict=True)]
+    covered = []
+    for corner in _CORNERS:
+        legend.set_loc(corner)
+        figure.draw_without_rendering()
+        covered.append(legend.get_window_extent().count_overlaps(circles))
+    legend.set_loc(_CORNERS[covered.index(min(covered))])
+    return legend
 
 
 def _rosin_rammler_curve(axes: Axes, predicted: SizeDistribution, edges: np.ndarray) -> None:
