@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from stratum.data.source import Dataset
 from stratum.report.tables import INDEXES, index_table
 from stratum.tracking import Run, check_reachable, open_run, tracking_uri, ui_command
 from stratum.training.engine import TrainResult
-from stratum.training.errors import NonFiniteLossError
+from stratum.training.errors import NonFiniteLossError, StoppedError
 from stratum.training.flags import TrainArgs, run_spec, with_class_weights
 from stratum.training.run import (
     check,
@@ -32,7 +33,9 @@ from stratum.training.run import (
     run_local,
 )
 from stratum.training.spec import RunSpec
+from stratum.training.stopping import stop_on_sigterm
 from stratum_models.catalog import preset
+from stratum_models.errors import UserError
 
 JOB_OPTIONS = ("workers", "register", "cost_size")  # kept beside the spec, for --resume
 
@@ -47,6 +50,8 @@ class Args(TrainArgs):
     """Height x width that multiply-adds, latency and memory refer to."""
     register: str = ""
     """Also register the package in MLflow under this name."""
+    grace_s: float = 60.0
+    """Seconds after SIGTERM in which a checkpoint may be written; then the run ends without."""
 
 
 def main(args: Args) -> int:
@@ -79,10 +84,11 @@ def main(args: Args) -> int:
         try:
             with open_run(spec.experiment, spec.name, parameters(spec), {"stratum.kind": "train"}, resume_id=earlier) as run:
                 claim(spec, run.run_id, options)
-                result = train(spec, run, local=local)
+                with stop_on_sigterm(args.grace_s) as stop:
+                    result = train(spec, run, stop, local=local)
                 stack.close()  # nothing else should run while the package is timed
                 finish(result, spec, data, run, size, args.register)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit, UserError):
             print(f"go on with: {resume_command(spec)}", flush=True)
             raise
         except NonFiniteLossError as error:
@@ -106,18 +112,30 @@ def resume_command(spec: RunSpec) -> str:
     return shlex.join([*program, "--storage", spec.storage, "--resume", spec.name])
 
 
-def train(spec: RunSpec, run: Run, *, local: bool) -> TrainResult:
-    """The training, in this process or on Ray."""
-    if local:
-        from stratum.training.journal import open_journal
+def train(spec: RunSpec, run: Run, stop: threading.Event, *, local: bool) -> TrainResult:
+    """The training, in this process or on Ray, until ``stop`` is set: then it ends as at Ctrl-C, but for the checkpoint."""
+    try:
+        return train_here(spec, run, stop) if local else train_on_ray(spec, run, stop)
+    except StoppedError as stopped:
+        say(str(stopped))
+        raise KeyboardInterrupt from stopped
 
-        with run.logger() as logger:
-            return run_local(spec, open_journal(logger), say)
+
+def train_here(spec: RunSpec, run: Run, stop: threading.Event) -> TrainResult:
+    """The training in this process."""
+    from stratum.training.journal import open_journal
+
+    with run.logger() as logger:
+        return run_local(spec, open_journal(logger), say, stop)
+
+
+def train_on_ray(spec: RunSpec, run: Run, stop: threading.Event) -> TrainResult:
+    """The training on Ray's workers."""
     from stratum.training.distributed import run_distributed
     from stratum.training.relay import relayed
 
-    with relayed(say) as say_from_afar:
-        return run_distributed(spec, run_id=run.run_id, tracking_uri=run.uri, say=say_from_afar)
+    with relayed(say, stop) as relay:
+        return run_distributed(spec, run_id=run.run_id, tracking_uri=run.uri, say=relay.say, relay=relay)
 
 
 @contextmanager

@@ -20,11 +20,12 @@ from stratum.data.source import DataSpec
 from stratum.data.transforms import NONE
 from stratum.tracking import RunLogger, open_run
 from stratum.training.context import Context, LocalContext
-from stratum.training.distributed import RayContext, check_cluster, on_workers, run_distributed, work
+from stratum.training.distributed import check_cluster, on_workers, run_distributed, work
 from stratum.training.engine import TrainResult, train
 from stratum.training.errors import NonFiniteLossError
 from stratum.training.evaluation import Batch
 from stratum.training.progress import say_nothing
+from stratum.training.ray_context import RayContext
 from stratum.training.run import claim, run_local
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
 from stratum_models.errors import UserError
@@ -125,7 +126,7 @@ class Share:
     def __len__(self) -> int:
         return len(self.images)
 
-    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
+    def set_epoch(self, epoch: int, mosaic: bool = True, start: int = 0) -> None:
         return None
 
     def __iter__(self) -> Iterator[Batch]:

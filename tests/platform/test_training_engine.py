@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from stratum.training.context import STATE_FILE, LocalContext
 from stratum.training.engine import TrainResult, train
-from stratum.training.errors import NonFiniteLossError
+from stratum.training.errors import NonFiniteLossError, StoppedError
 from stratum.training.evaluation import Batch
 from stratum.training.spec import TrainSpec
+from stratum_models.errors import UserError
 from stratum_models.interface import Prediction, SegmentationModel, SemanticPrediction, SemanticTarget, Target
 
 IMAGES = 12
@@ -45,18 +47,18 @@ class Pictures:
         self.images = torch.rand(IMAGES, 3, 8, 8, generator=generator)
         self.masks = (self.images.mean(1) > 0.5).long()
         self.batch_size, self.noise, self.poison_epoch = batch_size, noise, poison_epoch
-        self.epoch, self.mosaics = 0, dict[int, bool]()
+        self.epoch, self.start, self.mosaics = 0, 0, dict[int, bool]()
 
     def __len__(self) -> int:
         return IMAGES // self.batch_size
 
-    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, mosaic: bool = True, start: int = 0) -> None:
+        self.epoch, self.start = epoch, start
         self.mosaics[epoch] = mosaic
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(self.epoch))
-        for chosen in order.split(self.batch_size):
+        for chosen in order.split(self.batch_size)[self.start :]:
             images = self.images[chosen] + self.noise * torch.randn(len(chosen), 3, 8, 8)
             if self.epoch == self.poison_epoch:
                 images[0] = float("inf")
@@ -76,7 +78,13 @@ SPEC = TrainSpec(epochs=5, batch_size=4, learning_rate=0.2, ema_decay=0.9, ema_t
 
 
 def run(
-    folder: Path, spec: TrainSpec = SPEC, pictures: Pictures | None = None, *, norm: bool = True, logged: list[int] | None = None
+    folder: Path,
+    spec: TrainSpec = SPEC,
+    pictures: Pictures | None = None,
+    *,
+    norm: bool = True,
+    logged: list[int] | None = None,
+    stop: threading.Event | None = None,
 ) -> tuple[TrainResult, nn.Module]:
     torch.manual_seed(0)
     model = Pixelwise(norm=norm)
@@ -86,7 +94,7 @@ def run(
         pictures or Pictures(spec.batch_size // spec.accumulate, noise=0.1),
         accuracy,
         spec,
-        LocalContext(str(folder)),
+        LocalContext(str(folder), stop=stop),
         best_metric="val/miou",
         log=lambda _row, epoch: steps.append(epoch),
     )
@@ -141,6 +149,65 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, optimizer: str) 
     assert resumed.best_epoch == whole.best_epoch
     for name, value in whole_model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_that_is_told_to_stop_goes_on_with_the_next_step(tmp_path: Path, accumulate: int) -> None:
+    spec = dataclasses.replace(SPEC, accumulate=accumulate, checkpoint_every=2)
+    size = spec.batch_size // accumulate
+    whole, whole_model = run(tmp_path / "whole", spec, Pictures(size))
+    told = threading.Event()
+
+    class Telling(Pictures):
+        def __iter__(self) -> Iterator[Batch]:
+            for index, batch in enumerate(super().__iter__()):
+                if (self.epoch, index) == (3, accumulate):
+                    told.set()  # before the second of three steps
+                yield batch
+
+    logged: list[int] = []
+    with pytest.raises(StoppedError, match="33% of epoch 4 is done") as stopped:
+        run(tmp_path / "parts", spec, Telling(size), logged=logged, stop=told)
+    assert (stopped.value.epoch, stopped.value.share) == (3, 1 / 3)
+    torch.rand(7)
+    again = threading.Event()
+    again.set()
+    with pytest.raises(StoppedError, match="33%"):  # at once: nothing is lost, nothing done twice
+        run(tmp_path / "parts", spec, Pictures(size), logged=logged, stop=again)
+    resumed, model = run(tmp_path / "parts", spec, Pictures(size), logged=logged)
+    assert logged == [1, 2, 3, 1, 2, 3, 1, 2, 3, 4, 5]
+    assert losses(resumed) == losses(whole)
+    assert [row["val/miou"] for row in resumed.history] == [row["val/miou"] for row in whole.history]
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole_model.state_dict().items())
+    assert resumed.history[3]["train/images_per_s"] > 0
+
+
+def cut(data: bytes) -> bytes:
+    return data[:-10]
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, None])
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "best.safetensors", "optimizer.pt", STATE_FILE])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: Callable[[bytes], bytes] | None) -> None:
+    spec = dataclasses.replace(SPEC, epochs=1)
+    run(tmp_path, spec)
+    index = json.loads((tmp_path / "checkpoints" / "checkpoints.json").read_text())
+    path = tmp_path / "checkpoints" / index["last"] / name
+    good = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(good))
+    with pytest.raises(UserError, match=f"{name}: damaged") as refused:
+        run(tmp_path, spec)
+    assert str(refused.value).startswith(str(path))
+    assert "\n" not in str(refused.value)
+    path.write_bytes(good)
+    run(tmp_path, spec)
 
 
 def test_a_finished_run_trains_no_further(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_freed_memory_is_kept() -> None:
     """Page faults tell: a tensor that is made where another was freed has none."""
     program = """
 import resource, torch
-from stratum.training.allocator import keep_freed_memory
+from stratum.allocator import keep_freed_memory
 assert keep_freed_memory()
 torch.set_num_threads(1)
 for _ in range(20):

@@ -79,10 +79,11 @@ class _Batches(Sampler[list[Draw]]):
         self.shard = shard
         self.epoch = 0
         self.mosaic = True
+        self.start = 0
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, mosaic = self.epoch, self.mosaic
-        for batch in self.shard.indices(epoch):
+        for batch in self.shard.indices(epoch)[self.start :]:
             yield [Draw(index, epoch, mosaic) for index in batch]
 
     def __len__(self) -> int:
@@ -141,10 +142,14 @@ class Loader:
             images = [sample.image.to(torch.float32).div_(255) for sample in samples]
             yield images, [sample.target for sample in samples], [sample.uri for sample in samples]
 
-    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
-        """What the next iteration draws: an epoch repeats exactly, whatever was drawn before; see ``AugmentedSet.set_epoch``."""
+    def set_epoch(self, epoch: int, mosaic: bool = True, start: int = 0) -> None:
+        """What the next iteration draws: an epoch repeats exactly, whatever was drawn before; see ``AugmentedSet.set_epoch``.
+
+        ``start`` is the number of batches to leave out, since they were drawn before the run was stopped.
+        """
         self._batches.epoch = epoch
         self._batches.mosaic = mosaic
+        self._batches.start = start
 
 
 def build_loader(

@@ -1,11 +1,13 @@
 """A checkpoint: everything that a run needs to go on as if it had never stopped, in four files without a pickle of ours.
 
 ``model.safetensors``, ``ema.safetensors`` (where there is an EMA), ``best.safetensors`` (the best evaluated weights so far),
-``optimizer.pt`` (loads with ``weights_only``) and ``state.json``, which is written last. Random states are not stored: every epoch seeds
-them from the run's seed, the epoch and the rank.
+``optimizer.pt`` (loads with ``weights_only``) and ``state.json``, which is written last and holds the hashes of all, its own content's too.
+Random states are not stored: every epoch seeds them from the run's seed, the epoch and the rank.
 """
 
+import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from torch.optim import Optimizer
 
 from stratum.training.context import STATE_FILE
 from stratum.training.ema import Ema
+from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
+
+FULL_BYTES = 2**16  # less is left of a disk that is full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,16 @@ class Best:
 
 
 @dataclass(kw_only=True)
+class Part:
+    """What is done of the epoch that goes on."""
+
+    steps: int = 0  # optimiser steps
+    images: int = 0  # over all ranks
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)  # of the loss terms of this rank's batches
+
+
+@dataclass(kw_only=True)
 class State:
     """How far a run has come."""
 
@@ -47,12 +62,13 @@ class State:
     train_s: float = 0.0  # training and evaluation, over all attempts
     memory_mb: float = 0.0  # highest of all attempts
     stop_reason: str = ""
+    part: Part = field(default_factory=Part)  # beyond the finished epochs
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "State":
         """The state that ``asdict`` and JSON stored."""
-        best = values.pop("best")
-        return cls(**values, best=Best(**best) if best else None)
+        best, part = values.pop("best"), values.pop("part", {})
+        return cls(**values, best=Best(**best) if best else None, part=Part(**part))
 
 
 @dataclass(kw_only=True)
@@ -73,7 +89,20 @@ class Parts:
 
 
 def save_checkpoint(folder: Path, parts: Parts, state: State, config: dict[str, Any]) -> Path:
-    """Writes a checkpoint into an existing folder; ``state.json`` comes last, so a folder that has it is whole."""
+    """Writes a checkpoint into an existing folder; ``state.json`` comes last, so a folder that has it is whole.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        return _save(folder, parts, state, config)
+    except Exception as error:  # of three libraries, each with words of its own
+        if shutil.disk_usage(folder).free > FULL_BYTES:
+            raise
+        raise UserError(f"{folder}: no space is left for a checkpoint: free some, or set TMPDIR; then go on with --resume") from error
+
+
+def _save(folder: Path, parts: Parts, state: State, config: dict[str, Any]) -> Path:
     save_model(parts.model, str(folder / "model.safetensors"))
     save_model(parts.best, str(folder / "best.safetensors"))
     if parts.ema:
@@ -84,14 +113,22 @@ def save_checkpoint(folder: Path, parts: Parts, state: State, config: dict[str, 
         "ema_updates": parts.ema.updates if parts.ema else 0,
     }
     torch.save(others, folder / "optimizer.pt")
+    files = {path.name: _file_hash(path) for path in sorted(folder.iterdir())}
+    content = {"state": asdict(state), "config": config, "files": files}
     partial = folder / f"{STATE_FILE}.partial"
-    partial.write_text(json.dumps({"state": asdict(state), "config": config}, indent=1))
+    partial.write_text(json.dumps({**content, "sha256": _hash(content)}, indent=1))
     partial.replace(folder / STATE_FILE)
     return folder
 
 
-def load_checkpoint(folder: Path, parts: Parts) -> State:
-    """Puts a checkpoint's values into the parts, wherever they are, and returns how far it had come."""
+def load_checkpoint(folder: Path, parts: Parts, source: str = "") -> State:
+    """Puts a checkpoint's values into the parts, wherever they are, and returns how far it had come.
+
+    Raises:
+        UserError: a file is missing, was cut short or changed; it is named as one of ``source``, by default the folder. The parts are then
+            as they were.
+    """
+    state = _checked(folder, source or str(folder))
     load_model(parts.model, str(folder / "model.safetensors"))
     load_model(parts.best, str(folder / "best.safetensors"))
     others = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
@@ -100,4 +137,36 @@ def load_checkpoint(folder: Path, parts: Parts) -> State:
     if parts.ema:
         load_model(parts.ema.model, str(folder / "ema.safetensors"))
         parts.ema.updates = others["ema_updates"]
-    return State.from_dict(json.loads((folder / STATE_FILE).read_text())["state"])
+    return state
+
+
+def _checked(folder: Path, source: str) -> State:
+    """The state of a checkpoint all of whose files are as they were written."""
+    try:
+        content = json.loads((folder / STATE_FILE).read_bytes())
+        if content.pop("sha256") != _hash(content):
+            raise ValueError("its content does not have its hash")
+        files: dict[str, str] = content["files"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(source, STATE_FILE, " ".join(str(error).split())) from error
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise _damaged(source, name, "missing")
+        if (found := _file_hash(path)) != expected:
+            raise _damaged(source, name, f"sha256 {found[:12]}..., {STATE_FILE} says {expected[:12]}...")
+    return State.from_dict(content["state"])
+
+
+def _damaged(source: str, name: str, reason: str) -> UserError:
+    return UserError(f"{source}/{name}: damaged ({reason}): put a good copy of the checkpoint there, or start a run of another name")
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash(content: dict[str, Any]) -> str:
+    # As JSON would give it back: tuples are lists then.
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode()).hexdigest()

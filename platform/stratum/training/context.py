@@ -4,8 +4,11 @@ The loop itself knows only the protocol. ``LocalContext`` is this process alone;
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
+from enum import IntEnum
 from pathlib import Path
-from typing import Protocol, TypeVar
+from threading import Event
+from typing import NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
 import torch
@@ -18,6 +21,21 @@ STATE_FILE = "state.json"  # of a checkpoint; written last
 T = TypeVar("T")
 
 
+class Notice(IntEnum):
+    """What the world around a run wants of it between two steps."""
+
+    NONE = 0
+    SAVE = 1  # write a checkpoint: a machine will soon be taken away
+    STOP = 2  # write one, and end
+
+
+class StoredCheckpoint(NamedTuple):
+    """A local copy of a checkpoint, and where it came from."""
+
+    folder: Path
+    uri: str
+
+
 class Context(Protocol):
     """What the loop asks of the world around it. Every rank calls every method equally often."""
 
@@ -28,7 +46,7 @@ class Context(Protocol):
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None, *, best: bool) -> None:
         """Hands over an epoch's metrics and, on rank 0, a folder to keep as the last (and the best) checkpoint."""
 
-    def latest_checkpoint(self) -> Path | None:
+    def latest_checkpoint(self) -> StoredCheckpoint | None:
         """A local copy of the last checkpoint, or None at a fresh start."""
 
     def gather(self, value: T) -> list[T]:
@@ -36,6 +54,9 @@ class Context(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; cheap enough for every step."""
+
+    def notice(self) -> Notice:
+        """What is wanted now; the same on every rank, and cheap enough for every step."""
 
     def share_buffers(self, model: nn.Module) -> None:
         """Gives every rank the buffers of rank 0 (BatchNorm's statistics)."""
@@ -51,9 +72,10 @@ class LocalContext:
     which the best, then what neither needs is removed. A process that dies in between leaves the old pair in force.
     """
 
-    def __init__(self, folder: str, device: torch.device | str = "cpu") -> None:
+    def __init__(self, folder: str, device: torch.device | str = "cpu", stop: Event | None = None) -> None:
         self.rank, self.world_size = 0, 1
         self.device = torch.device(device)
+        self._stop = stop or Event()
         self._folder = storage.join(folder, "checkpoints")
         self._index = storage.join(self._folder, "checkpoints.json")
 
@@ -63,16 +85,24 @@ class LocalContext:
             return
         before = self._read()
         name = f"epoch-{int(metrics['epoch']):05d}-{uuid4().hex[:8]}"
-        storage.upload_tree(checkpoint, storage.join(self._folder, name), last=(STATE_FILE,))
+        try:
+            storage.upload_tree(checkpoint, storage.join(self._folder, name), last=(STATE_FILE,))
+        except storage.StorageError:
+            with suppress(storage.StorageError):
+                storage.remove_tree(storage.join(self._folder, name))  # a full disk needs the room
+            raise
         after = {"last": name, "best": name if best else before.get("best", name)}
         storage.write_json(self._index, after)
         for old in set(before.values()) - set(after.values()):
             storage.remove_tree(storage.join(self._folder, old))
 
-    def latest_checkpoint(self) -> Path | None:
+    def latest_checkpoint(self) -> StoredCheckpoint | None:
         """A local copy of the last checkpoint that was completed."""
         name = self._read().get("last")
-        return storage.fetch_tree(storage.join(self._folder, name)) if name else None
+        if not name:
+            return None
+        uri = storage.join(self._folder, name)
+        return StoredCheckpoint(storage.fetch_tree(uri), uri)
 
     def gather(self, value: T) -> list[T]:
         """This process's value alone."""
@@ -81,6 +111,10 @@ class LocalContext:
     def any(self, flag: bool) -> bool:
         """The flag itself."""
         return flag
+
+    def notice(self) -> Notice:
+        """To stop, once the event that it was given is set."""
+        return Notice.STOP if self._stop.is_set() else Notice.NONE
 
     def share_buffers(self, model: nn.Module) -> None:
         """Nothing to share."""

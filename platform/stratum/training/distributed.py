@@ -1,10 +1,11 @@
-"""The same run under Ray Train: a trainer around ``execute``, and the context of one of its workers."""
+"""The same run under Ray Train: a trainer around ``execute``."""
 
+import contextvars
 import logging
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -12,20 +13,18 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from stratum import logs, storage
 from stratum.cluster import ray_is_local
 from stratum.tracking import RunLogger
 from stratum.training.context import Context
 from stratum.training.engine import Log, TrainResult
-from stratum.training.errors import NonFiniteLossError
+from stratum.training.errors import NonFiniteLossError, StoppedError
 from stratum.training.journal import open_journal
 from stratum.training.meters import TrainMeters
 from stratum.training.progress import Say, say_on_stdout
+from stratum.training.ray_context import SCORE, RayContext
+from stratum.training.relay import Relay
 from stratum.training.run import execute, run_folder
 from stratum.training.spec import RunSpec
 from stratum_models.errors import UserError
@@ -33,67 +32,16 @@ from stratum_models.errors import UserError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[["RayContext"], T]
-SCORE = "checkpoint_score"  # tells Ray which checkpoint to keep beside the last
-
-
-class RayContext:
-    """One worker of a Ray Train run."""
-
-    def __init__(self) -> None:
-        context = ray.train.get_context()
-        self.rank, self.world_size = int(context.get_world_rank()), int(context.get_world_size())
-        self.device: torch.device = ray.train.torch.get_device()
-        self._download: tempfile.TemporaryDirectory[str] | None = None
-
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, *, best: bool) -> None:
-        """Hands an epoch to Ray, which keeps the last checkpoint and the best. A barrier for all ranks."""
-        plain = {name: float(value) for name, value in metrics.items()}
-        plain[SCORE] = plain["epoch"] if best else -1.0  # each new best is better than all before
-        ray.train.report(plain, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None)
-
-    def latest_checkpoint(self) -> Path | None:
-        """A local copy of the last checkpoint that Ray has."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        self._download = tempfile.TemporaryDirectory(prefix="stratum-resume-")
-        return Path(checkpoint.to_directory(self._download.name))
-
-    def gather(self, value: T) -> list[T]:
-        """The values of all ranks, by rank."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
-
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
-        if self.world_size == 1:
-            return flag
-        shared = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return bool(shared.item())
-
-    def share_buffers(self, model: nn.Module) -> None:
-        """Gives every rank rank 0's BatchNorm statistics; DistributedDataParallel does so only at the next forward pass."""
-        if self.world_size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
-
-    def wrap(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
-        """The model in DistributedDataParallel, with synchronised BatchNorm where that is asked."""
-        if self.world_size == 1:
-            return model
-        if sync_bn:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        devices = [self.device] if self.device.type == "cuda" else None
-        # An image without instances leaves the mask head without gradient.
-        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
 
 
 def run_distributed(
-    spec: RunSpec, *, run_id: str | None = None, callbacks: Sequence[Any] = (), say: Say | None = None, tracking_uri: str | None = None
+    spec: RunSpec,
+    *,
+    run_id: str | None = None,
+    callbacks: Sequence[Any] = (),
+    say: Say | None = None,
+    tracking_uri: str | None = None,
+    relay: Relay | None = None,
 ) -> TrainResult:
     """Trains a checked and resolved spec on ``spec.num_workers`` workers; a killed worker costs what came after the last checkpoint.
 
@@ -103,14 +51,16 @@ def run_distributed(
         callbacks: of Ray Train, such as Tune's ``TuneReportCallback``.
         say: where progress lines go, in the worker; by default its output.
         tracking_uri: the store of ``run_id``; by default the configured one.
+        relay: tells the workers to stop.
 
     Raises:
+        StoppedError: the workers were told to stop, and have written a checkpoint.
         NonFiniteLossError: the loss became infinite or not a number. Not tried again.
         UserError: something that is the user's to mend, in any worker. Not tried again, but for a storage that cannot be reached.
         ray.train.TrainingFailedError: workers failed more often than ``spec.max_failures``.
     """
     run = RunLogger(run_id, tracking_uri) if run_id else None
-    return on_workers(partial(work, spec, run, say or say_on_stdout), spec, callbacks)
+    return on_workers(partial(work, spec, run, say or say_on_stdout), spec, callbacks, relay)
 
 
 def work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
@@ -138,12 +88,12 @@ def metered(log: Log, run: str) -> Log:
     return logged
 
 
-def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = ()) -> T:
+def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = (), relay: Relay | None = None) -> T:
     """Calls a function with the context of each of the spec's workers and returns what it gave on rank 0."""
     check_cluster(spec)
     filesystem, path = storage.ray_filesystem(run_folder(spec))
     trainer = ray.train.torch.TorchTrainer(
-        partial(_guarded, function, storage.join(run_folder(spec), f"error-{uuid4().hex[:8]}.txt")),  # type: ignore[arg-type]
+        partial(_guarded, function, storage.join(run_folder(spec), f"error-{uuid4().hex[:8]}.txt"), relay),  # type: ignore[arg-type]
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.num_workers, use_gpu=spec.use_gpu, resources_per_worker=worker_resources(spec)
         ),
@@ -156,26 +106,42 @@ def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = ()) 
             callbacks=list(callbacks),
         ),
     )
-    outcome = trainer.fit().return_value  # type: ignore[attr-defined]
-    if isinstance(outcome, (NonFiniteLossError, UserError)):
+    outcome = fit(trainer).return_value  # type: ignore[attr-defined]
+    if isinstance(outcome, (NonFiniteLossError, StoppedError, UserError)):
         raise outcome
     value: T = outcome
     return value
 
 
-def _guarded(function: Work[T], note: str) -> T | NonFiniteLossError | UserError:
+def fit(trainer: ray.train.torch.TorchTrainer) -> ray.train.Result:
+    """``trainer.fit()`` in a thread of its own: in the main one, Ray Train takes Ctrl-C over and ends the process with exit code 0."""
+    if threading.current_thread() is not threading.main_thread():  # as in a trial of Tune
+        return trainer.fit()
+    done: Future[ray.train.Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), name="fit", daemon=True).start()
+    return done.result()
+
+
+def _guarded(function: Work[T], note: str, relay: Relay | None) -> T | NonFiniteLossError | StoppedError | UserError:
     """Returns the error that trying again cannot mend: Ray restarts the workers after any that is raised.
 
     A user's error of one worker among several is raised all the same, since the others may wait for this one; what it said is kept at the
     URI ``note``, where the restarted workers find it.
     """
-    context = RayContext()
+    context = RayContext(relay)
     alone = context.world_size == 1
     try:
         if not alone and storage.exists(note):
             return UserError(storage.read_bytes(note).decode())
         return function(context)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, StoppedError) as error:
         return error
     except storage.StorageError:  # a server that is away may come back
         raise

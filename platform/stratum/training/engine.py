@@ -2,7 +2,8 @@
 
 ``train`` reads like a table of contents; what its lines do has a name below. Where it runs (alone, as one rank of many) is the context's
 to know, and the learning rate, the random numbers and the order of the images are functions of (seed, step or epoch, rank), so a run that
-was stopped after an epoch goes on as if nothing had happened.
+was stopped after an epoch goes on as if nothing had happened. One that is told to stop writes a checkpoint within its epoch and goes on
+from that step; only what the network itself draws at random, as dropout does, is then other than it would have been.
 """
 
 import copy
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from stratum.training.checkpoint import Best, Parts, State, load_checkpoint, save_checkpoint
+from stratum.training.checkpoint import Best, Part, Parts, State, load_checkpoint, save_checkpoint
 from stratum.training.context import Context
 from stratum.training.ema import Ema
 from stratum.training.epoch import EpochLoader, train_epoch
@@ -84,15 +86,18 @@ def train(
 
     Raises:
         NonFiniteLossError: on every rank at once, naming step, rank and terms.
+        StoppedError: the context was told to stop; the checkpoint is written.
     """
     torch.manual_seed(spec.seed)
     parts = build_parts(model, spec, context)
     state = resume(parts, context)
     log_again(state, log if context.rank == 0 else None)
-    progress = Progress(say if context.rank == 0 else say_nothing, epochs=spec.epochs, first_epoch=state.epoch)
+    say = say if context.rank == 0 else say_nothing
+    say_where(state, say)
+    progress = Progress(say, epochs=spec.epochs, first_epoch=state.epoch)
     while state.epoch < spec.epochs and not state.stop_reason:
-        begin_epoch(loader, state.epoch, spec, context.rank)
-        row = train_epoch(parts, loader, state, spec, context, progress)
+        begin_epoch(loader, state, spec, context.rank)
+        row = train_epoch(parts, loader, state, spec, context, progress, partial(keep_part, parts, state, context, config or {}))
         late = out_of_time(state, row, spec, context)
         if late or evaluation_due(state.epoch, spec):
             row |= timed_evaluation(parts, evaluate, context)
@@ -120,9 +125,15 @@ def build_parts(model: SegmentationModel, spec: TrainSpec, context: Context) -> 
 
 
 def resume(parts: Parts, context: Context) -> State:
-    """How far the run has come: the latest checkpoint's state, or a fresh one."""
-    folder = context.latest_checkpoint()
-    return load_checkpoint(folder, parts) if folder else State()
+    """How far the run has come: the latest checkpoint's state, or a fresh one. Raises UserError where it is damaged."""
+    stored = context.latest_checkpoint()
+    return load_checkpoint(stored.folder, parts, stored.uri) if stored else State()
+
+
+def say_where(state: State, say: Say) -> None:
+    """Says where a run goes on, unless it begins."""
+    if state.epoch or state.part.steps:
+        say(f"going on after epoch {state.epoch}" + (f" and {state.part.steps} steps of the next" if state.part.steps else ""))
 
 
 def log_again(state: State, log: Log | None) -> None:
@@ -132,10 +143,11 @@ def log_again(state: State, log: Log | None) -> None:
             log(row, epoch)
 
 
-def begin_epoch(loader: EpochLoader, epoch: int, spec: TrainSpec, rank: int) -> None:
+def begin_epoch(loader: EpochLoader, state: State, spec: TrainSpec, rank: int) -> None:
     """Seeds every source of random numbers, so that an epoch is the same whether or not the run was stopped before it."""
-    loader.set_epoch(epoch, mosaic=epoch < spec.epochs - spec.mosaic_off_last)
-    mixed = int(np.random.SeedSequence([spec.seed, epoch, rank]).generate_state(1)[0])
+    epoch, done = state.epoch, state.part.steps
+    loader.set_epoch(epoch, mosaic=epoch < spec.epochs - spec.mosaic_off_last, start=done * spec.accumulate)
+    mixed = int(np.random.SeedSequence([spec.seed, epoch, rank, *([done] if done else [])]).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
@@ -165,6 +177,7 @@ def timed_evaluation(parts: Parts, evaluate: Evaluate, context: Context) -> dict
 def finish_epoch(state: State, row: dict[str, float], parts: Parts, spec: TrainSpec, best_metric: str, *, late: bool) -> bool:
     """Counts an epoch, keeps its weights if they are the best so far (then True), and decides whether the run goes on."""
     state.epoch += 1
+    state.part = Part()
     state.history.append(row)
     state.train_s += row["train/epoch_s"] + row.get("val/seconds", 0.0)
     state.memory_mb = max(state.memory_mb, row["train/memory_mb"])
@@ -195,6 +208,16 @@ def keep(
         return
     with tempfile.TemporaryDirectory(prefix="stratum-checkpoint-") as folder:
         context.report(row, save_checkpoint(Path(folder), parts, state, config), best=improved)
+
+
+def keep_part(parts: Parts, state: State, context: Context, config: dict[str, object]) -> None:
+    """Hands a checkpoint from within an epoch to the context."""
+    row = {"epoch": float(state.epoch)}
+    if context.rank != 0:
+        context.report(row, None, best=False)
+        return
+    with tempfile.TemporaryDirectory(prefix="stratum-checkpoint-") as folder:
+        context.report(row, save_checkpoint(Path(folder), parts, state, config), best=False)
 
 
 def conclude(model: nn.Module, parts: Parts, state: State, spec: TrainSpec) -> TrainResult:

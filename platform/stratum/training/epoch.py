@@ -4,7 +4,7 @@ import itertools
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from stratum.training.checkpoint import Parts, State
-from stratum.training.context import Context
-from stratum.training.errors import NonFiniteLossError
+from stratum.training.context import Context, Notice
+from stratum.training.errors import NonFiniteLossError, StoppedError
 from stratum.training.evaluation import Batch
 from stratum.training.optim import set_learning_rate
 from stratum.training.progress import Progress
@@ -31,32 +31,42 @@ class EpochLoader(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
 
-    def set_epoch(self, epoch: int, mosaic: bool = True) -> None:
-        """Says which epoch the next iteration is, and whether images are put together in it."""
+    def set_epoch(self, epoch: int, mosaic: bool = True, start: int = 0) -> None:
+        """Says which epoch the next iteration is, whether images are put together in it, and at which batch it starts."""
 
 
-def train_epoch(parts: Parts, loader: EpochLoader, state: State, spec: TrainSpec, context: Context, progress: Progress) -> dict[str, float]:
-    """One pass over this rank's batches; the epoch's row of metrics, averaged over all ranks."""
-    start = time.monotonic()
+def train_epoch(
+    parts: Parts, loader: EpochLoader, state: State, spec: TrainSpec, context: Context, progress: Progress, save: Callable[[], None]
+) -> dict[str, float]:
+    """One pass over this rank's batches; the epoch's row of metrics, averaged over all ranks.
+
+    ``save`` writes a checkpoint in the middle of it, where the context asks for one.
+
+    Raises:
+        StoppedError: the run was told to stop, and has saved.
+    """
+    part = state.part
+    start = time.monotonic() - part.seconds
     parts.network.train()
     steps = steps_in_epoch(loader, spec.accumulate)
     tell_progress(parts, state.step, steps * spec.epochs)
-    sums: dict[str, float] = {}
-    images = batches = 0
-    for done, window in enumerate(windows(loader, spec.accumulate), 1):
+    rate = learning_rate(state.step, steps, spec)
+    for window in windows(loader, spec.accumulate, part.steps):
+        heed(context, state, steps, save)
         rate = learning_rate(state.step, steps, spec)
         set_learning_rate(parts.optimizer, rate)
         for index, batch in enumerate(window, 1):
             with synchronised(parts.network, last=index == len(window)):
-                add(sums, backward(parts, batch, len(window), state.step, spec, context))
-            images += len(batch[0]) * context.world_size
+                add(part.sums, backward(parts, batch, len(window), state.step, spec, context))
+            part.images += len(batch[0]) * context.world_size
         update_weights(parts, spec)
         state.step += 1
+        part.steps += 1
         tell_progress(parts, state.step, steps * spec.epochs)
-        batches += len(window)
-        progress.step(state.epoch, done / steps, averaged([sums], batches), images / (time.monotonic() - start))
-    seconds = time.monotonic() - start
-    terms = averaged(context.gather(sums), batches)
+        part.seconds = time.monotonic() - start
+        progress.step(state.epoch, part.steps / steps, averaged([part.sums], part.steps * spec.accumulate), part.images / part.seconds)
+    seconds, images = time.monotonic() - start, part.images
+    terms = averaged(context.gather(part.sums), steps * spec.accumulate)
     return {
         "epoch": float(state.epoch + 1),
         "train/loss": sum(terms.values()),
@@ -74,10 +84,21 @@ def tell_progress(parts: Parts, step: int, steps: int) -> None:
         model.set_progress(step / steps)
 
 
-def windows(loader: EpochLoader, accumulate: int) -> Iterator[list[Batch]]:
-    """The batches in groups of ``accumulate``, one group for each optimiser step; what fills no group is left out."""
+def heed(context: Context, state: State, steps: int, save: Callable[[], None]) -> None:
+    """Saves, and stops every rank, between two steps of an epoch where that is wanted; the ranks then go on from the mean of their sums."""
+    notice = context.notice()
+    if notice is Notice.NONE:
+        return
+    state.part.sums = averaged(context.gather(state.part.sums), 1)
+    save()
+    if notice is Notice.STOP:
+        raise StoppedError(state.epoch, state.part.steps / steps)
+
+
+def windows(loader: EpochLoader, accumulate: int, done: int = 0) -> Iterator[list[Batch]]:
+    """The batches in groups of ``accumulate``, one group for each optimiser step that is not ``done``; what fills no group is left out."""
     batches = iter(loader)
-    for _ in range(steps_in_epoch(loader, accumulate)):
+    for _ in range(done, steps_in_epoch(loader, accumulate)):
         yield list(itertools.islice(batches, accumulate))
 
 

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
 from torch import nn
 
 from stratum import storage
+from stratum.allocator import keep_freed_memory
 from stratum.data.loader import Loader, build_loader
 from stratum.data.source import Dataset, load_data, require_task
 from stratum.metrics.names import BEST_METRIC
-from stratum.training.allocator import keep_freed_memory
 from stratum.training.context import Context, LocalContext
 from stratum.training.engine import Log, TrainResult, train
 from stratum.training.evaluation import Evaluator, collect, evaluate, evaluator_for
@@ -185,10 +186,14 @@ def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = 
     return context.gather(result)[0]
 
 
-def run_local(spec: RunSpec, log: Log | None = None, say: Say = say_nothing) -> TrainResult:
-    """The run in this process, without Ray; a run that was interrupted goes on from its last checkpoint."""
+def run_local(spec: RunSpec, log: Log | None = None, say: Say = say_nothing, stop: Event | None = None) -> TrainResult:
+    """The run in this process, without Ray; a run that was interrupted goes on from its last checkpoint.
+
+    Raises:
+        StoppedError: ``stop`` was set, and a checkpoint is written.
+    """
     device = "cuda" if spec.use_gpu else "cpu"
-    return execute(spec, LocalContext(run_folder(spec), device), log, say)
+    return execute(spec, LocalContext(run_folder(spec), device, stop), log, say)
 
 
 def make_model(spec: ModelSpec, classes: tuple[str, ...], say: Say = say_nothing) -> SegmentationModel:

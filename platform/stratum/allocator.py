@@ -1,9 +1,17 @@
-"""Memory that a training step frees is kept for the next one."""
+"""Memory that a training step or a prediction frees is kept for the next one."""
 
 import ctypes
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of mallopt, from glibc's malloc.h
 KEPT, STEP = 2**31 - 1, 2**26  # bytes: as much as may lie idle, and by how much the heap grows at least
+
+KEEPING = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(KEPT),
+    "MALLOC_TOP_PAD_": str(STEP),
+}
+"""The same as environment of a process that computes in other threads than its first: what glibc has for these is small and given back."""
 
 
 def keep_freed_memory() -> bool:
