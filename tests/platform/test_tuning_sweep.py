@@ -62,7 +62,7 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
     good, bad = rows
     assert (good.name, good.state, bad.name, bad.state) == ("losnet_debug", "finished", "losnet", "failed")
     assert bad.error
-    assert any("losnet: failed" in line for line in said)
+    assert any(f"losnet: failed: {bad.error}" in line for line in said)
     assert any("2 of 2 trials done" in line for line in said)
     check_costs(good)
     client = MlflowClient(mlflow_sqlite)

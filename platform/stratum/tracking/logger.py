@@ -16,6 +16,7 @@ from stratum.tracking.store import tracking_uri
 logger = logging.getLogger(__name__)
 SAMPLE_SECONDS, FIRST_SAMPLE_SECONDS = 10.0, 1.0
 CLOSE_SECONDS = 30.0
+_OPENING = threading.Lock()  # of all loggers together: a lock of its own could not be pickled with a logger
 
 
 class RunLogger:
@@ -63,14 +64,15 @@ class RunLogger:
         return outbox is None or outbox.close(timeout)
 
     def _open(self) -> Outbox:
-        """The outbox of this process, made at the first use."""
-        if self._outbox is None:
-            self._outbox = Outbox(self.uri, self.run_id)
-            threading.Thread(target=deliver_leftovers, args=(self.uri, CLOSE_SECONDS), name="mlflow-leftovers", daemon=True).start()
-            if self.system_metrics:
-                self._sampler = _Sampler(self._outbox, self.started_ms)
-                self._sampler.start()
-        return self._outbox
+        """The outbox of this process, made at the first use, by whichever thread is first."""
+        with _OPENING:
+            if self._outbox is None:
+                self._outbox = Outbox(self.uri, self.run_id)
+                threading.Thread(target=deliver_leftovers, args=(self.uri, CLOSE_SECONDS), name="mlflow-leftovers", daemon=True).start()
+                if self.system_metrics:
+                    self._sampler = _Sampler(self._outbox, self.started_ms)
+                    self._sampler.start()
+            return self._outbox
 
     def __enter__(self) -> Self:
         return self

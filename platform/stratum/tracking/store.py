@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-PROBE_SECONDS = 3.0
+CONNECT_SECONDS, READ_SECONDS = 3.0, 20.0  # a server's first answer after its start can take several seconds
 DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module -> what pip calls it
 # MLflow's own defaults wait minutes for a server that is away; here the spool does the waiting.
 CLIENT_DEFAULTS = {
@@ -71,7 +71,7 @@ def client_for(uri: str) -> "MlflowClient":
 
 
 def check_reachable(uri: str) -> None:
-    """Raise UserError, within a few seconds, where the store does not answer or refuses us."""
+    """Raise UserError where the store cannot be reached (within seconds), does not answer (within half a minute) or refuses us."""
     scheme = urllib.parse.urlsplit(uri).scheme
     path = sqlite_path(uri)
     if path is not None:
@@ -180,7 +180,7 @@ def _probe_server(uri: str) -> None:
             "GET",
             params={"max_results": 1},
             max_retries=0,
-            timeout=PROBE_SECONDS,
+            timeout=(CONNECT_SECONDS, READ_SECONDS),
             raise_on_status=False,
         )
     except (MlflowException, OSError) as error:
@@ -221,7 +221,7 @@ def _probe_port(uri: str) -> None:
     default = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(parts.scheme.split("+")[0])
     address = (parts.hostname or "localhost", parts.port or default)
     try:
-        socket.create_connection(address, timeout=PROBE_SECONDS).close()
+        socket.create_connection(address, timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(
             f"tracking store {shown(uri)} cannot be reached ({one_line(error)}): start it, or correct MLFLOW_TRACKING_URI"

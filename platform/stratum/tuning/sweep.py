@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -93,7 +94,7 @@ class Watch(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed; the sweep goes on."""
-        self._say(f"{trial}: failed: {last_line(trial.get_error())}; {self._progress(trials, trial, ended=True)}")
+        self._say(f"{trial}: failed: {_reason(trial)}; {self._progress(trials, trial, ended=True)}")
         end_run(self._tracking, (trial.last_result or {}).get(RUN_ID), "FAILED", self._say)
 
     def _accuracy(self, result: Mapping[str, Any]) -> str:
@@ -162,6 +163,12 @@ def end_run(tracking: str, run_id: str | None, status: str, say: Say, tags: Mapp
         client.set_terminated(run_id, status)
     except Exception as error:  # the store may be away: the sweep goes on, and the parent's end closes this run
         say(f"run {run_id} could not be ended yet: {last_line(error)}")
+
+
+def _reason(trial: Any) -> str:
+    """Why a trial failed: Tune writes it here at once, and brings it to the sweep's folder later."""
+    written = Path(trial.error_file) if trial.error_file else None
+    return last_line(written.read_text(errors="replace") if written and written.is_file() else trial.get_error())
 
 
 def last_line(error: object) -> str:
