@@ -1,10 +1,7 @@
-"""``python -m stratum_serve [field=value ...]``: ``serve run stratum_serve.app:build``, once the configuration is known to be good."""
+"""``python -m stratum_serve [field=value ...]``: the server in the foreground, once the configuration is known to be good."""
 
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
 from stratum_models.errors import UserError
 from stratum_serve.config import ServeArgs, load_config
@@ -13,29 +10,28 @@ from stratum_serve.keys import KeyRing
 EXIT_USER_ERROR = 2
 
 
-def check(argv: Sequence[str]) -> None:
-    """Raises UserError where the arguments make no configuration."""
+def checked(argv: Sequence[str]) -> ServeArgs:
+    """The arguments. Raises UserError where they make no configuration."""
     pairs = [text.partition("=") for text in argv]
     bad = [name + equals for name, equals, value in pairs if not (name and equals and value)]
     if bad:
         raise UserError(f"{bad[0]!r}: write field=value, such as models=losnet or config=serving.yaml")
-    config = load_config(ServeArgs.model_validate({name: value for name, _, value in pairs}))
-    KeyRing(config.keys_file)
+    args = ServeArgs.model_validate({name: value for name, _, value in pairs})
+    KeyRing(load_config(args).keys_file)
+    return args
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the configuration, then become Serve's own command line; what cannot be used is one line and exit code 2."""
+    """Check the configuration, then serve until told to stop; what cannot be used is one line and exit code 2."""
     try:
-        check(argv)
+        args = checked(argv)
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return EXIT_USER_ERROR
-    return _become_serve(argv)
+    from stratum_serve.run import serve_until_told  # here: Ray takes seconds to import
 
-
-def _become_serve(argv: Sequence[str]) -> NoReturn:
-    command = Path(sys.executable).with_name("serve")
-    os.execv(command, [str(command), "run", "stratum_serve.app:build", *argv])
+    serve_until_told(args)
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
+from stratum.allocator import KEEPING
 from stratum.tracking import tracking_uri
 from stratum_models.errors import UserError
 from stratum_models.package import load_manifest
@@ -24,6 +25,7 @@ from stratum_serve.service import Service
 from stratum_serve.worker import Answer, Task
 
 logger = logging.getLogger("ray.serve")
+APPLICATION = "default"  # its name, as `serve run` gives it
 DRAIN_SECONDS = 20.0
 LOOK_BACK_SECONDS = 4.0  # over which autoscaling averages
 INGRESS_QUEUE = 100
@@ -63,6 +65,10 @@ class Ingress:
         check_open(keys, _host())
         self._keys, self._service = keys, Service(config, RayBackend(models, stage1))
 
+    async def drain(self) -> None:
+        """Let no request in any more, and wait until all are answered."""
+        await self._service.door.close()
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self._service, self._keys, batch_routes(self._service))
 
@@ -75,13 +81,14 @@ def build(args: ServeArgs) -> Application:
     """
     config = with_pipelines(load_config(args))
     KeyRing(config.keys_file)  # a broken file ends here, not in a replica
-    env = {"MLFLOW_TRACKING_URI": config.tracking_uri or tracking_uri()} if any(not model.package for model in config.models) else {}
+    tracking = {"MLFLOW_TRACKING_URI": config.tracking_uri or tracking_uri()} if any(not model.package for model in config.models) else {}
+    env = {**KEEPING, **tracking}
     models = _deployed(Models, "models", _options(config.scaling, config, env)).bind(config)
     stage1 = None
     if config.pipelines:
         stage2 = _deployed(SecondStage, "stage2", _options(config.stage2, config, env)).bind(config)
         stage1 = _deployed(FirstStage, "stage1", _options(config.stage1, config, env)).bind(config, stage2)
-    ingress = _options(config.ingress, config, env) | {
+    ingress = _options(config.ingress, config, tracking) | {
         "max_queued_requests": INGRESS_QUEUE,
         "backpressure_config": {"status_code": 429, "retry_after_s": 1},
     }
@@ -130,11 +137,8 @@ def _has_two_stages(package: str) -> bool:
 
 
 def _options(scaling: Scaling, config: ServeConfig, env: dict[str, str]) -> dict[str, Any]:
-    actor: dict[str, Any] = {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus}
-    if env:
-        actor["runtime_env"] = {"env_vars": env}
     return {
-        "ray_actor_options": actor,
+        "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus, "runtime_env": {"env_vars": env}},
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": config.limits.queued,
         "graceful_shutdown_timeout_s": DRAIN_SECONDS,

@@ -125,6 +125,7 @@ class ServeConfig(_Part):
     batches: str = Field(default="", description="A folder or s3://... that remembers batches; empty: the user's own on this machine.")
     batch_workers: int = Field(default=1, ge=1, description="Actors of Ray Data that a batch may have, each of one CPU.")
     page: bool = True
+    port: int = Field(default=8000, gt=0, lt=65536, description="Of `make serve`; elsewhere http_options of a Serve configuration say it.")
 
     @field_validator("models")
     @classmethod

@@ -13,7 +13,7 @@ from stratum_serve.schema import Measurement, ProblemDocument, S3Image, Segmenta
 
 _SCHEMAS = "#/components/schemas/"
 _COMPONENTS = (ProblemDocument, S3Image, Segmentation, Measurement, Stored)
-COMMON = ("bad-request", "method-not-allowed", "overload", "internal")
+COMMON = ("bad-request", "method-not-allowed", "overload", "internal", "stopping")
 KEYS = ("missing-key", "missing-scope")
 IMAGES = (*COMMON, *KEYS, "unknown-model", "too-many-bytes", "not-an-image", "bad-option", "unavailable", "deadline")
 

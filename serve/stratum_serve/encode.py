@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.measure import approximate_polygon, find_contours
 
 from stratum.inference.outputs import annotations_of, grey_png, id_mask, jpeg
 from stratum.report.class_overlays import draw_classes
@@ -117,6 +116,8 @@ def _instances(found: Found, instances: InstancePrediction, geometry: str) -> li
 
 def polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
     """The outlines of a mask ``[H, W]``, outer ones and those of holes: rings of x0, y0, x1, y1, ... in pixels."""
+    from skimage.measure import approximate_polygon, find_contours  # a second of loading that a replica without polygons is spared
+
     rings = []
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):

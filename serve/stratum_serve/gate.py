@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stratum_serve.config import Limits
+from stratum_serve.door import Door
 from stratum_serve.keys import Key, KeyRing
 from stratum_serve.keys import Scope as KeyScope
 from stratum_serve.meters import Meters
@@ -28,9 +29,8 @@ RETRY_SECONDS = 1
 class Gate:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, limits: Limits, meters: Meters) -> None:
-        self._app, self._keys, self._limits, self._meters = app, keys, limits, meters
-        self._flying = 0
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, limits: Limits, meters: Meters, door: Door) -> None:
+        self._app, self._keys, self._limits, self._meters, self._door = app, keys, limits, meters, door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the application's start and end."""
@@ -61,16 +61,18 @@ class Gate:
             self._leave(key)
 
     def _enter(self, key: Key | None) -> None:
-        if self._flying >= self._limits.in_flight:
-            raise Problem("overload", f"{self._flying} requests are under way, as many as are taken: try again later", RETRY_SECONDS)
+        if self._door.closing:
+            raise Problem("stopping", "this server is about to stop: ask again, another server or later", RETRY_SECONDS)
+        if self._door.inside >= self._limits.in_flight:
+            raise Problem("overload", f"{self._door.inside} requests are under way, as many as are taken: try again later", RETRY_SECONDS)
         self._keys.enter(key)
-        self._flying += 1
-        self._meters.in_flight(self._flying)
+        self._door.inside += 1
+        self._meters.in_flight(self._door.inside)
 
     def _leave(self, key: Key | None) -> None:
         self._keys.leave(key)
-        self._flying -= 1
-        self._meters.in_flight(self._flying)
+        self._door.inside -= 1
+        self._meters.in_flight(self._door.inside)
 
     def _account(self, scope: Scope, visit: "_Visit") -> None:
         if not scope["path"].startswith("/v1"):

@@ -58,7 +58,7 @@ def make_app(service: Service, keys: KeyRing, *routers: APIRouter) -> FastAPI:
         _add_page(app)
     _handle_errors(app)
     app.openapi = document(app)  # type: ignore[method-assign]
-    app.add_middleware(Gate, keys=keys, limits=service.config.limits, meters=service.meters)
+    app.add_middleware(Gate, keys=keys, limits=service.config.limits, meters=service.meters, door=service.door)
     return app
 
 
@@ -109,7 +109,9 @@ def _health(service: Service) -> APIRouter:
 
     @router.get("/readyz", responses=problems("method-not-allowed", "not-ready"))
     async def ready() -> Health:
-        """Whether a model answers."""
+        """Whether a model answers, and goes on answering."""
+        if service.door.closing:
+            raise Problem("stopping", "this server is about to stop", 2)
         if not service.directory.ready:
             notes = {name: service.directory.live(name)[1] or "is being loaded" for name in service.directory.models}
             raise Problem("not-ready", "; ".join(f"{name}: {note}" for name, note in notes.items()), 2)

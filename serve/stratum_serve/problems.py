@@ -38,6 +38,7 @@ KINDS = {
     "internal": Kind(status=500, title="The server failed"),
     "model-broken": Kind(status=503, title="The model cannot be loaded"),
     "not-ready": Kind(status=503, title="No model answers yet"),
+    "stopping": Kind(status=503, title="The server is about to stop"),
     "unavailable": Kind(status=503, title="Something that the answer needs is away"),
     "deadline": Kind(status=504, title="The deadline has passed"),
 }
@@ -69,4 +70,6 @@ class Problem(Exception):
     def headers(self) -> dict[str, str]:
         """What the answer's headers say beside the request id."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.kind == "stopping":
+            headers["Connection"] = "close"
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})

@@ -16,7 +16,7 @@ from stratum_serve.calls import call
 from stratum_serve.config import Scaling, ServeConfig
 from stratum_serve.directory import PackageSource
 from stratum_serve.engine import Engine, open_package
-from stratum_serve.meters import batch_histogram, loaded_gauge
+from stratum_serve.meters import batch_histogram, loaded_models
 from stratum_serve.problems import Problem
 from stratum_serve.refine import Patches, StageOne, StageTwo
 from stratum_serve.worker import Answer, Task, Worker
@@ -30,14 +30,14 @@ class _Host:
     def __init__(self, config: ServeConfig, scaling: Scaling) -> None:
         self._config, self._scaling = config, scaling
         self.worker = Worker(config.batching, threads=max(1, int(scaling.cpus)))
-        gauge = loaded_gauge()
+        held = loaded_models()
         loaded: dict[str, None] = {}
 
         @serve.multiplexed(max_num_models_per_replica=config.models_per_replica)  # type: ignore[untyped-decorator]
         async def engine(model_id: str) -> Engine:
             opened = await self._open(model_id)
             loaded[model_id] = None
-            gauge.set(min(len(loaded), config.models_per_replica))
+            held.set(min(len(loaded), config.models_per_replica))
             return opened
 
         self.engine: Callable[[str], Awaitable[Engine]] = engine

@@ -54,7 +54,7 @@ class Found:
             counts = np.bincount(self.labels().ravel(), minlength=IGNORE_INDEX + 1)
             return {index: int(counts[index]) for index, _ in self.answered()}
         masks = {index: self.instances.masks[self.instances.labels == index] for index, _ in self.answered()}
-        return {index: int(part.any(dim=0).sum()) if len(part) else 0 for index, part in masks.items()}
+        return {index: int(part.numpy().any(axis=0).sum()) if len(part) else 0 for index, part in masks.items()}
 
     def answered(self) -> list[tuple[int, str]]:
         """Index and name of the classes that are answered with."""

@@ -11,6 +11,7 @@ from stratum import storage
 from stratum_models.errors import UserError
 from stratum_serve.config import ServeConfig
 from stratum_serve.directory import Directory, PackageSource, Source, Target
+from stratum_serve.door import Door
 from stratum_serve.imaging import ImageLimits
 from stratum_serve.meters import Meters
 from stratum_serve.names import Reference, parse_reference
@@ -55,7 +56,7 @@ class Service:
     def __init__(self, config: ServeConfig, backend: Backend, source: Source | None = None) -> None:
         self.config, self.backend = config, backend
         self.directory = Directory(config.models, source or PackageSource(), self._load)
-        self.meters = Meters()
+        self.meters, self.door = Meters(), Door()
         limits = config.limits
         self._limits = ImageLimits(pixels=limits.pixels, side=limits.side, frames=limits.frames)
         self._refresher: asyncio.Task[None] | None = None

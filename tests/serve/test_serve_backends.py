@@ -16,7 +16,7 @@ def images() -> list[torch.Tensor]:
     return [torch.from_numpy(picture(*size, seed).copy()).permute(2, 0, 1) for seed, size in enumerate(SIZES)]
 
 
-def same(one: Engine, other: Engine) -> None:
+def assert_same_answers(one: Engine, other: Engine) -> None:
     for image in images():
         for found, wanted in zip(other.predict([image, image]), one.predict([image, image]), strict=True):
             if isinstance(wanted, SemanticPrediction):
@@ -30,7 +30,7 @@ def same(one: Engine, other: Engine) -> None:
 
 @pytest.mark.parametrize("name", ["losnet", "slag", "cells"])
 def test_onnxruntime(packages: dict[str, Path], name: str) -> None:
-    same(open_package(packages[name]), open_package(packages[name], backend="onnxruntime"))
+    assert_same_answers(open_package(packages[name]), open_package(packages[name], backend="onnxruntime"))
 
 
 def test_neighbours_change_nothing(tmp_path: Path) -> None:

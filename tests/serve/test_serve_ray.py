@@ -149,13 +149,13 @@ def test_a_batch_that_was_cut_short_does_each_image_once(site: Site, s3_env: Any
         site.server.kill(runner)
         until(lambda: client.batch(batch["id"])["status"] == "interrupted")
         records = f"{batch['output']}/records"
-        before = etags(site, records)
+        before = etags(s3_env, records)
         assert 4 <= len(before) - 1 < count
         client.resume_batch(batch["id"])
         until(lambda: client.batch(batch["id"])["status"] not in ("queued", "running"))
         done = client.batch(batch["id"])
         assert (done["status"], done["total"], done["done"], done["broken"]) == ("finished", count + 1, count, 1), done
-    after = etags(site, records)
+    after = etags(s3_env, records)
     assert {name: after[name] for name in before} == before  # what was done was not done again
     manifest = storage.read_json(done["manifest"])
     assert sorted(one["image"] for one in manifest["images"]) == storage.list_files(f"s3://{site.bucket}/in")
@@ -200,15 +200,12 @@ def test_prometheus_is_told(site: Site, image: bytes) -> None:
     assert any('model="ore"' in line and 'status="200"' in line for line in lines)
 
 
-def etags(site: Site, prefix: str) -> dict[str, str]:
+def etags(s3: Any, prefix: str) -> dict[str, str]:
     """When each object under a prefix was written."""
-    import boto3
-
-    client = boto3.client("s3")
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=site.bucket, Prefix=prefix.removeprefix(f"s3://{site.bucket}/"))
-    found = {one["Key"]: str(one["LastModified"]) + one["ETag"] for page in pages for one in page.get("Contents", [])}
-    client.close()
-    return found
+    bucket, _, key = prefix.removeprefix("s3://").partition("/")
+    with s3.client() as client:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+        return {one["Key"]: str(one["LastModified"]) + one["ETag"] for page in pages for one in page.get("Contents", [])}
 
 
 @pytest.mark.skipif(not (shutil.which("chromium") or os.environ.get("CI")), reason="Chromium is not installed")

@@ -21,7 +21,7 @@ from stratum_serve.worker import Answer, Task
 SEGMENT = "/v1/models/losnet/segment"
 
 
-def refused(answer: object, kind: str) -> dict[str, object]:
+def assert_refused(answer: object, kind: str) -> dict[str, object]:
     status, headers, document = answer.status_code, answer.headers, answer.json()  # type: ignore[attr-defined]
     assert document["type"] == f"urn:stratum:problem:{kind}", document
     assert status == document["status"] == KINDS[kind].status
@@ -75,10 +75,10 @@ def test_no_key_wrong_key_and_no_scope(
     path, keys = keyed
     made = serving(models=f"losnet={packages['losnet']}", keys_file=str(path))
     made.wait()  # which needs no key
-    refused(made.http.get("/v1/models"), "missing-key")
-    assert refused(made.http.post(SEGMENT, content=image, headers=bearer("nobody")), "wrong-key")
+    assert_refused(made.http.get("/v1/models"), "missing-key")
+    assert_refused(made.http.post(SEGMENT, content=image, headers=bearer("nobody")), "wrong-key")
     assert made.http.post(SEGMENT, content=image, headers={"Authorization": f"Basic {keys['predict']}"}).status_code == 401
-    refused(made.http.post(SEGMENT, content=image, headers=bearer(keys["batches"])), "missing-scope")
+    assert_refused(made.http.post(SEGMENT, content=image, headers=bearer(keys["batches"])), "missing-scope")
     assert made.http.post(SEGMENT, content=image, headers=bearer(keys["predict"])).status_code == 200
     assert made.http.get("/openapi.json").status_code == made.http.get("/").status_code == 200
     assert made.http.get("/v1/models").headers["www-authenticate"] == "Bearer"
@@ -93,7 +93,7 @@ def test_a_key_is_revoked_while_the_server_runs(
     made = serving(models=f"losnet={packages['losnet']}", keys_file=str(path))
     assert made.http.get("/v1/models", headers=bearer(keyed[1]["predict"])).status_code == 200
     path.write_text(yaml.safe_dump([one for one in yaml.safe_load(path.read_text()) if one["name"] != "predict"]))
-    refused(made.http.get("/v1/models", headers=bearer(keyed[1]["predict"])), "wrong-key")
+    assert_refused(made.http.get("/v1/models", headers=bearer(keyed[1]["predict"])), "wrong-key")
     path.write_text("- {name")  # half-written: what was known holds
     assert made.http.get("/v1/models", headers=bearer(keyed[1]["batches"])).status_code == 200
 
@@ -105,7 +105,7 @@ def test_a_key_may_ask_only_so_much_at_once(
     made.wait()
     with waiting(made, slow, bearer(keyed[1]["one"])):
         busy = made.http.post(SEGMENT, content=image, headers=bearer(keyed[1]["one"]))
-        assert refused(busy, "key-busy")
+        assert_refused(busy, "key-busy")
         assert int(busy.headers["retry-after"]) >= 1
         assert made.http.get("/v1/models", headers=bearer(keyed[1]["predict"])).status_code == 200
 
@@ -119,34 +119,35 @@ def test_without_keys_only_loopback_is_served(caplog: pytest.LogCaptureFixture) 
 
 
 def test_unknown_models_and_versions(server: Server, image: bytes) -> None:
-    assert "losnet, slag, cells" in str(refused(server.http.post("/v1/models/none/segment", content=image), "unknown-model")["detail"])
-    refused(server.http.post("/v1/models/-odd-/segment", content=image), "unknown-model")
-    refused(server.http.post("/v1/models/losnet@7/segment", content=image), "unknown-version")
-    refused(server.http.get("/v1/models/losnet@champion"), "unknown-version")
-    refused(server.http.post("/v1/refine/slag/segment", content=image), "unknown-model")
-    refused(server.http.get("/v2"), "not-found")
+    unknown = assert_refused(server.http.post("/v1/models/none/segment", content=image), "unknown-model")
+    assert "losnet, slag, cells" in str(unknown["detail"])
+    assert_refused(server.http.post("/v1/models/-odd-/segment", content=image), "unknown-model")
+    assert_refused(server.http.post("/v1/models/losnet@7/segment", content=image), "unknown-version")
+    assert_refused(server.http.get("/v1/models/losnet@champion"), "unknown-version")
+    assert_refused(server.http.post("/v1/refine/slag/segment", content=image), "unknown-model")
+    assert_refused(server.http.get("/v2"), "not-found")
     wrong = server.http.get(SEGMENT)
-    refused(wrong, "method-not-allowed")
+    assert_refused(wrong, "method-not-allowed")
     assert wrong.headers["allow"] == "POST"
 
 
 def test_too_many_bytes(serving: Serving, packages: dict[str, Path]) -> None:
     made = serving(models=f"losnet={packages['losnet']}", limits={"body_bytes": 1000})
     made.wait()
-    refused(made.http.post(SEGMENT, content=b"x" * 1001), "too-many-bytes")  # told by its length
-    refused(made.http.post(SEGMENT, content=(b"x" * 300 for _ in range(9))), "too-many-bytes")  # told by counting
-    refused(made.http.post(SEGMENT, files={"image": b"x" * 2000}), "too-many-bytes")
+    assert_refused(made.http.post(SEGMENT, content=b"x" * 1001), "too-many-bytes")  # told by its length
+    assert_refused(made.http.post(SEGMENT, content=(b"x" * 300 for _ in range(9))), "too-many-bytes")  # told by counting
+    assert_refused(made.http.post(SEGMENT, files={"image": b"x" * 2000}), "too-many-bytes")
 
 
 def test_too_many_pixels_frames_and_sides(serving: Serving, packages: dict[str, Path]) -> None:
     made = serving(models=f"losnet={packages['losnet']}", limits={"pixels": 10_000, "side": 500})
     made.wait()
-    refused(made.http.post(SEGMENT, content=png(np.zeros((101, 100, 3), np.uint8))), "too-many-pixels")
-    refused(made.http.post(SEGMENT, content=png(np.zeros((4, 501, 3), np.uint8))), "too-many-pixels")
+    assert_refused(made.http.post(SEGMENT, content=png(np.zeros((101, 100, 3), np.uint8))), "too-many-pixels")
+    assert_refused(made.http.post(SEGMENT, content=png(np.zeros((4, 501, 3), np.uint8))), "too-many-pixels")
     frames = io.BytesIO()
     pages = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
     pages[0].save(frames, format="TIFF", save_all=True, append_images=pages[1:])
-    refused(made.http.post(SEGMENT, content=frames.getvalue()), "too-many-pixels")
+    assert_refused(made.http.post(SEGMENT, content=frames.getvalue()), "too-many-pixels")
     assert made.http.post(SEGMENT, content=png(np.zeros((100, 100, 3), np.uint8))).status_code == 200
 
 
@@ -154,7 +155,7 @@ def test_too_many_pixels_frames_and_sides(serving: Serving, packages: dict[str, 
     "data", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n", b"GIF89a\x01\x00\x01\x00"], ids=["empty", "text", "cut", "gif"]
 )
 def test_not_an_image(server: Server, data: bytes) -> None:
-    refused(server.http.post(SEGMENT, content=data), "not-an-image")
+    assert_refused(server.http.post(SEGMENT, content=data), "not-an-image")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_not_an_image(server: Server, data: bytes) -> None:
     ["score=2", "score=x", "format=gif", "tile=64", "max_size=3", "mm_per_px=0", "mm_per_px=nan", "classes=gold", "unknown=1"],
 )
 def test_bad_options(server: Server, image: bytes, query: str) -> None:
-    document = refused(server.http.post(f"{SEGMENT}?{query}", content=image), "bad-option")
+    document = assert_refused(server.http.post(f"{SEGMENT}?{query}", content=image), "bad-option")
     assert query.partition("=")[0] in str(document["detail"])
 
 
@@ -176,28 +177,28 @@ def test_bad_options(server: Server, image: bytes, query: str) -> None:
     ],
 )
 def test_options_that_do_not_fit_the_model(server: Server, image: bytes, path: str, query: str) -> None:
-    refused(server.http.post(f"{path}?{query}", content=image), "bad-option")
+    assert_refused(server.http.post(f"{path}?{query}", content=image), "bad-option")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])
 def test_a_deadline_that_is_none(server: Server, image: bytes, value: str) -> None:
-    refused(server.http.post(SEGMENT, content=image, headers={"X-Request-Timeout-Seconds": value}), "bad-option")
+    assert_refused(server.http.post(SEGMENT, content=image, headers={"X-Request-Timeout-Seconds": value}), "bad-option")
 
 
 @pytest.mark.parametrize("body", ["{", "[]", '{"image": 1}', '{"image": ""}', '{"image": "s3://b/k", "more": 1}'])
 def test_json_that_names_no_image(server: Server, body: str) -> None:
-    refused(server.http.post(SEGMENT, content=body, headers={"Content-Type": "application/json"}), "bad-request")
+    assert_refused(server.http.post(SEGMENT, content=body, headers={"Content-Type": "application/json"}), "bad-request")
 
 
 def test_forms_without_a_file(server: Server) -> None:
-    refused(server.http.post(SEGMENT, files={"a": (None, "text")}), "bad-request")
-    refused(server.http.post(SEGMENT, content=b"--x", headers={"Content-Type": "multipart/form-data"}), "bad-request")
+    assert_refused(server.http.post(SEGMENT, files={"a": (None, "text")}), "bad-request")
+    assert_refused(server.http.post(SEGMENT, content=b"--x", headers={"Content-Type": "multipart/form-data"}), "bad-request")
 
 
 def test_the_deadline_passes(serving: Serving, packages: dict[str, Path], image: bytes) -> None:
     made = serving(models=f"losnet={packages['losnet']}", backend=(slow := Slow()))
     made.wait()
-    refused(made.http.post(SEGMENT, content=image, headers={"X-Request-Timeout-Seconds": "0.05"}), "deadline")
+    assert_refused(made.http.post(SEGMENT, content=image, headers={"X-Request-Timeout-Seconds": "0.05"}), "deadline")
     assert (slow.started, slow.ended) == (1, 1)  # nobody goes on computing
 
 
@@ -206,7 +207,7 @@ def test_overload(serving: Serving, packages: dict[str, Path], image: bytes) -> 
     made.wait()
     with waiting(made, slow):
         busy = made.http.post(SEGMENT, content=image)
-        refused(busy, "overload")
+        assert_refused(busy, "overload")
         assert int(busy.headers["retry-after"]) >= 1
         assert made.http.get("/healthz").status_code == 200
 
@@ -220,9 +221,9 @@ def test_a_model_that_is_broken(serving: Serving, packages: dict[str, Path], tmp
     (folder / WEIGHTS_FILE).write_bytes(weights)
     made = serving(models=f"losnet={folder}")
     broken = made.http.post(SEGMENT, content=image)
-    refused(broken, "model-broken")
+    assert_refused(broken, "model-broken")
     assert "retry-after" in broken.headers
-    refused(made.http.get("/readyz"), "not-ready")
+    assert_refused(made.http.get("/readyz"), "not-ready")
     assert "damaged" in made.http.get("/v1/models").json()["models"][0]["note"]
     shutil.copy(packages["losnet"] / WEIGHTS_FILE, folder / WEIGHTS_FILE)
     assert made.http.post(SEGMENT, content=image).status_code == 200
@@ -236,7 +237,7 @@ def test_what_nobody_thought_of_shows_no_traceback(serving: Serving, packages: d
     made = serving(models=f"losnet={packages['losnet']}", backend=Broken())
     made.wait()
     answer = made.http.post(SEGMENT, content=image)
-    refused(answer, "internal")
+    assert_refused(answer, "internal")
     assert "secret" not in answer.text
 
 
