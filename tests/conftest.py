@@ -1,6 +1,5 @@
 """What tests share: real images, a real S3 server, a local Ray, an MLflow store, and an environment without the user's settings."""
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -9,8 +8,10 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
@@ -24,6 +25,7 @@ LONG = (
     "test_submit",
     "test_serve_ray",
     "test_training_distributed",
+    "test_faults_stop",
     "test_tune_losnet",
     "test_tuning_sweep",
     "test_train",
@@ -143,20 +145,26 @@ class S3Server:
     endpoint: str
     env: dict[str, str]
 
-    def bucket(self) -> str:
-        """The name of a new, empty bucket."""
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        """A client of its own session: boto3's default one keeps the keys of whichever test used it first."""
         import boto3
 
-        name = f"b-{uuid.uuid4().hex[:12]}"
-        client = boto3.client(
+        client = boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint,
             aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
             region_name=self.env["AWS_REGION"],
         )
-        client.create_bucket(Bucket=name)
-        client.close()
+        with closing(client):
+            yield client
+
+    def bucket(self) -> str:
+        """The name of a new, empty bucket."""
+        name = f"b-{uuid.uuid4().hex[:12]}"
+        with self.client() as client:
+            client.create_bucket(Bucket=name)
         return name
 
 
@@ -185,6 +193,7 @@ def s3_env(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """The S3 server, with this process's ``AWS_*`` set to it for the time of the test."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # it keeps the keys it was made with
     return s3
 
 
@@ -200,13 +209,6 @@ def _moto() -> Iterator[S3Server]:
 
 
 def _start_s3(shared: Path, folder: Path, attempts: int = 5) -> dict[str, str]:
-    S3_VENV.parent.mkdir(parents=True, exist_ok=True)
-    with S3_VENV.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes of one test run would install into one folder
-        return _start_s3_alone(shared, folder, attempts)
-
-
-def _start_s3_alone(shared: Path, folder: Path, attempts: int) -> dict[str, str]:
     for attempt in range(1, attempts + 1):
         ports = {"S3_PORT": str(free_port()), "S3_BACKEND_PORT": str(_three_free_ports())}
         done = subprocess.run(
@@ -214,7 +216,7 @@ def _start_s3_alone(shared: Path, folder: Path, attempts: int) -> dict[str, str]
             env={**os.environ, **ports, "S3_VENV": str(S3_VENV)},
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=580,  # the first of several processes installs it, the others wait
         )
         if done.returncode == 0:
             lines = (line.removeprefix("export ") for line in done.stdout.splitlines() if line.startswith("export "))

@@ -1,25 +1,16 @@
-import importlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import exit_code, load_job
 
 from stratum import storage
-from stratum.cli import run_job
 from stratum.registry import log_package, promote
 from stratum.tracking import open_run
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.package import Manifest, save_package
-
-
-def benchmark(*arguments: str | Path) -> int:
-    """The job's exit code, without the seconds that a process of its own takes to import its libraries."""
-    job = load_job("benchmark")
-    with pytest.raises(SystemExit) as ended:
-        run_job(job.main, job.Args, argv=[str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def test_records_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,9 +18,8 @@ def test_records_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     manifest = Manifest(preset="losnet_debug", classes=("ore", "belt"), num_classes=2, task="instance", overrides={"head_convs": 2})
     save_package(package, build_model("losnet_debug", num_classes=2, overrides={"head_convs": 2}), manifest)
     out = tmp_path / "new" / "cost.json"
-    code = benchmark(
-        "--models", "losnet_debug", "--package", package, "--size", "64x96", "--repeats", "2", "--train-batch", "1", "--json", out
-    )
+    flags = ("--size", "64x96", "--repeats", "2", "--train-batch", "1")
+    code = exit_code("benchmark", "--models", "losnet_debug", "--package", package, *flags, "--json", out)
     assert code == 0
     first, second = json.loads(out.read_text())
     assert {"model", "task", "input", "params", "macs", "size_bytes", "latency_ms", "latency_ratio", "peak_memory_mb", "paper"} <= set(
@@ -51,7 +41,7 @@ def test_more_models_than_are_in_memory_at_once(tmp_path: Path, capsys: pytest.C
     out = tmp_path / "cost.json"
     tasks = [[name for name in CATALOG if name.endswith("_debug") and CATALOG[name].task == task] for task in ("instance", "semantic")]
     names = [*tasks[0][:1], *tasks[1][:3], "two_stage_debug"]
-    assert benchmark("--models", ",".join(names), "--size", "64x96", "--repeats", "1", "--json", out) == 0
+    assert exit_code("benchmark", "--models", ",".join(names), "--size", "64x96", "--repeats", "1", "--json", out) == 0
     records = json.loads(out.read_text())
     assert [record["model"] for record in records] == names
     assert len(names) > 1 + load_job("benchmark").TOGETHER
@@ -68,7 +58,7 @@ def test_more_models_than_are_in_memory_at_once(tmp_path: Path, capsys: pytest.C
 
 def test_cost_only_of_all_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "cost.json"
-    code = benchmark("--models", "all", "--size", "64x64", "--cost-only", "--json", out)
+    code = exit_code("benchmark", "--models", "all", "--size", "64x64", "--cost-only", "--json", out)
     assert code == 0
     records = {record["model"]: record for record in json.loads(out.read_text())}
     assert set(records) == {name for name in CATALOG if not name.endswith("_debug")}
@@ -100,7 +90,7 @@ def test_cost_only_of_all_presets(tmp_path: Path, capsys: pytest.CaptureFixture[
 )
 def test_bad_input_ends_with_one_line(arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "cost.json"
-    assert benchmark(*arguments, "--json", out) == 2
+    assert exit_code("benchmark", *arguments, "--json", out) == 2
     errors = capsys.readouterr().err
     assert words in errors
     assert len(errors.strip().splitlines()) == 1
@@ -115,7 +105,7 @@ def test_a_package_is_measured_at_the_size_that_the_table_names(tmp_path: Path) 
     save_package(tmp_path / "mine", build_model("losnet_debug", num_classes=1, overrides=overrides), manifest)
     uri = register(tmp_path / "mine")
     out = tmp_path / "cost.json"
-    assert benchmark("--models", "losnet_debug", "--package", uri, "--size", "64x96", "--cost-only", "--json", out) == 0
+    assert exit_code("benchmark", "--models", "losnet_debug", "--package", uri, "--size", "64x96", "--cost-only", "--json", out) == 0
     preset, package = json.loads(out.read_text())
     assert (package["weights"], package["input"]) == ("package", "64x96")
     assert package["macs"] == preset["macs"]
@@ -130,7 +120,7 @@ def register(package: Path) -> str:
 
 def test_records_go_to_s3(s3_env: Any, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"s3://{s3_env.bucket()}/costs/losnet.json"
-    assert benchmark("--models", "losnet_debug", "--size", "64x64", "--cost-only", "--json", uri) == 0
+    assert exit_code("benchmark", "--models", "losnet_debug", "--size", "64x64", "--cost-only", "--json", uri) == 0
     assert storage.read_json(uri)[0]["model"] == "losnet_debug"
     assert storage.list_files(uri.removesuffix("/losnet.json")) == [uri]
     assert f"written: {uri}" in capsys.readouterr().out
@@ -142,12 +132,8 @@ def test_records_that_cannot_be_written_are_refused_before_measuring(
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("no folder")
-    assert benchmark("--models", "losnet_debug", "--json", place if "://" in place else tmp_path / place) == 2
+    assert exit_code("benchmark", "--models", "losnet_debug", "--json", place if "://" in place else tmp_path / place) == 2
     said = capsys.readouterr()
     assert place in said.err
     assert said.err.count("\n") == 1
     assert said.out == ""
-
-
-def load_job(name: str) -> Any:
-    return importlib.import_module(name)

@@ -1,34 +1,20 @@
 """jobs/check_data.py from its command line: report, contact sheet, exit codes."""
 
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from in_process import exit_code
 from PIL import Image
 
-from stratum.cli import run_job
 from stratum.data.check import summarise
 from stratum.data.records import Record
 from stratum.data.rle import id_rles
 
 SCRIPT = Path(__file__).parents[2] / "jobs" / "check_data.py"
-
-
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    return importlib.import_module("check_data")
-
-
-def run(job: ModuleType, *argv: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        run_job(job.main, job.Args, argv=argv)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 def data_set(folder: Path, count: int = 4) -> Path:
@@ -44,9 +30,9 @@ def data_set(folder: Path, count: int = 4) -> Path:
     return folder
 
 
-def test_a_sound_data_set(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, sheet, report = data_set(tmp_path / "d"), tmp_path / "out" / "sheet.png", tmp_path / "out" / "report.json"
-    assert run(job, "--data", str(data), "--sheet", str(sheet), "--json", str(report), "--classes", "rock+belt=ore") == 0
+    assert exit_code("check_data", "--data", str(data), "--sheet", str(sheet), "--json", str(report), "--classes", "rock+belt=ore") == 0
     printed = capsys.readouterr().out
     assert "3 images" in printed
     assert "24x16" in printed
@@ -60,12 +46,12 @@ def test_a_sound_data_set(job: ModuleType, tmp_path: Path, capsys: pytest.Captur
     assert sum(count for part in ("train", "val") for _, count in content[part]["diameters"]) == 4
 
 
-def test_every_broken_file_is_named_and_the_exit_code_is_one(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_broken_file_is_named_and_the_exit_code_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = data_set(tmp_path / "d", 8)
     for i in (1, 3, 5):
         (data / f"{i}.png").write_bytes(b"broken")
     (data / "6.png").unlink()
-    assert run(job, "--data", str(data), "--sheet", "", "--classes", "rock") == 1
+    assert exit_code("check_data", "--data", str(data), "--sheet", "", "--classes", "rock") == 1
     printed = capsys.readouterr().out
     assert "4 errors, 0 warnings" in printed
     assert "error: broken image (3)" in printed
@@ -75,12 +61,12 @@ def test_every_broken_file_is_named_and_the_exit_code_is_one(job: ModuleType, tm
     assert "left out by --classes: belt 1" in printed
 
 
-def test_a_set_of_which_nothing_is_usable_is_still_reported(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_set_of_which_nothing_is_usable_is_still_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = data_set(tmp_path / "d")
     for file in data.glob("*.png"):
         file.write_bytes(b"")
     sheet = tmp_path / "sheet.png"
-    assert run(job, "--data", str(data), "--sheet", str(sheet)) == 1
+    assert exit_code("check_data", "--data", str(data), "--sheet", str(sheet)) == 1
     assert "error: no images (2)" in capsys.readouterr().out
     assert not sheet.exists()
 
@@ -98,7 +84,6 @@ def test_a_set_of_which_nothing_is_usable_is_still_reported(job: ModuleType, tmp
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(
-    job: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -111,7 +96,7 @@ def test_bad_input_is_one_line_and_exit_code_two(
     (tmp_path / "bad.json").write_text('{"a": 1}') if "{tmp}/bad.json" in argv else None
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    assert run(job, *(word.format(tmp=tmp_path) for word in argv)) == 2
+    assert exit_code("check_data", *(word.format(tmp=tmp_path) for word in argv)) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
@@ -127,8 +112,8 @@ def test_as_a_program(tmp_path: Path) -> None:
     assert str(data) not in done.stdout.splitlines()[0]
 
 
-def test_synthetic_scenes(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(job, "--data", "synthetic://ore?images=2&size=64", "--sheet", "") == 0
+def test_synthetic_scenes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("check_data", "--data", "synthetic://ore?images=2&size=64", "--sheet", "") == 0
     assert "64x64 (1)" in capsys.readouterr().out
 
 

@@ -1,16 +1,14 @@
 """jobs/evaluate.py on synthetic ore and on files: figures that agree with pycocotools, and refusals of one line."""
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from in_process import exit_code, load_job
 from PIL import Image
 
-from stratum.cli import run_job
 from stratum.data.images import DepthRule
 from stratum.data.source import DataSpec, load_data
 from stratum.inference.assess import assess
@@ -21,11 +19,6 @@ from stratum_models.interface import InstancePrediction, InstanceTarget
 from stratum_models.package import Manifest, load_package, save_package
 
 DATA = "synthetic://ore?images=8&size=96&rocks=15"
-
-
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    return importlib.import_module("evaluate")
 
 
 @pytest.fixture
@@ -46,16 +39,10 @@ def make_package(folder: Path, **values: object) -> Path:
     return folder
 
 
-def end(job: ModuleType, *argv: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        run_job(job.main, job.Args, argv=argv)
-    return int(ended.value.code or 0)
-
-
-def test_figures_are_printed_written_and_logged(job: ModuleType, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_printed_written_and_logged(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     argv = ["--package", str(package), "--data", DATA, "--split", "all", "--storage", str(out), "--experiment", "evaluate-job"]
-    assert end(job, *argv, "--mm-per-px", "0.5", "--pictures", "2") == 0
+    assert exit_code("evaluate", *argv, "--mm-per-px", "0.5", "--pictures", "2") == 0
     said = capsys.readouterr().out
     assert "val/mask_ap50" in said
     assert "D80 by volume (mm)" in said
@@ -71,23 +58,21 @@ def test_figures_are_printed_written_and_logged(job: ModuleType, package: Path, 
     assert len(client.list_artifacts(run.info.run_id, "evaluation")) == 4
 
 
-def test_images_that_the_package_was_trained_on_are_pointed_out(
-    job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_that_the_package_was_trained_on_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     package = make_package(tmp_path / "package", data_fingerprint=load_data(DataSpec(uri=DATA)).fingerprint)
     for flags, says in [(["--split", "all"], "was trained on images of this split"), ([], "")]:
-        assert end(job, "--package", str(package), "--data", DATA, *flags) == 0
+        assert exit_code("evaluate", "--package", str(package), "--data", DATA, *flags) == 0
         said = capsys.readouterr().out
         assert says in said
         assert ("warning" in said) == bool(says)
         assert "infer MB" in said
-    assert end(job, "--package", str(package), "--data", DATA.replace("96", "64")) == 0
+    assert exit_code("evaluate", "--package", str(package), "--data", DATA.replace("96", "64")) == 0
     assert "not exactly the data and the split" in capsys.readouterr().out
 
 
-def test_merged_classes_must_be_named_again(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merged_classes_must_be_named_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     package = make_package(tmp_path / "package", classes=("rock",))
-    assert end(job, "--package", str(package), "--data", DATA) == 2
+    assert exit_code("evaluate", "--package", str(package), "--data", DATA) == 2
     assert "if it was trained with --classes, such as roca+glomero=ore, give the same here" in capsys.readouterr().err
 
 
@@ -125,7 +110,8 @@ def greedy_hits(masks: torch.Tensor, targets: torch.Tensor) -> int:
     return hits
 
 
-def test_sixteen_bit_images_are_scaled_by_the_packages_rule(job: ModuleType, tmp_path: Path) -> None:
+def test_sixteen_bit_images_are_scaled_by_the_packages_rule(tmp_path: Path) -> None:
+    job = load_job("evaluate")
     package = make_package(tmp_path / "package", depth_rule={"low": 100, "high": 1123}, classes=("particle",))
     for part in ("images", "masks"):
         (tmp_path / "data" / part).mkdir(parents=True)
@@ -158,11 +144,11 @@ def test_sixteen_bit_images_are_scaled_by_the_packages_rule(job: ModuleType, tmp
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
-    job: ModuleType, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], says: str
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], says: str
 ) -> None:
     flags = {"--package": str(package), "--data": DATA, "--storage": str(tmp_path / "out"), **change}
     argv = [text.format(tmp=tmp_path) for pair in flags.items() for text in pair]
-    assert end(job, *argv) == 2
+    assert exit_code("evaluate", *argv) == 2
     said = capsys.readouterr().err
     assert says in said
     assert said.startswith("error: ")

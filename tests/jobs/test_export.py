@@ -1,32 +1,18 @@
 """jobs/export.py: files that onnxruntime runs like PyTorch, at sizes of one's own; nothing half-written, one line for a mistake."""
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnxruntime
 import pytest
 import torch
+from in_process import exit_code
 
 from stratum import storage
-from stratum.cli import run_job
 from stratum_models.catalog import build_model
 from stratum_models.interface import SegmentationModel
 from stratum_models.package import Manifest, load_package, save_package
-
-
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    return importlib.import_module("export")
-
-
-def end(job: ModuleType, *argv: str | Path) -> int:
-    """The job's exit code."""
-    with pytest.raises(SystemExit) as ended:
-        run_job(job.main, job.Args, argv=[str(argument) for argument in argv])
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +41,9 @@ def agrees(session: Any, model: SegmentationModel, *sizes: tuple[int, int, int])
             torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_a_package_runs_at_any_size(job: ModuleType, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_package_runs_at_any_size(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "losnet.onnx"
-    assert end(job, "--package", package, "--output", out, "--size", "64x96") == 0
+    assert exit_code("export", "--package", package, "--output", out, "--size", "64x96") == 0
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     agrees(session, load_package(package).model, (1, 64, 96), (3, 96, 64), (1, 32, 160))
     about = json.loads(session.get_modelmeta().custom_metadata_map["stratum"])
@@ -68,19 +54,19 @@ def test_a_package_runs_at_any_size(job: ModuleType, package: Path, tmp_path: Pa
     assert [path.name for path in out.parent.iterdir()] == ["losnet.onnx"]
 
 
-def test_a_fixed_size_to_s3(job: ModuleType, s3_env: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fixed_size_to_s3(s3_env: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"s3://{s3_env.bucket()}/exports/fm.onnx"
-    assert end(job, "--preset", "fm_hrnet_debug", "--output", uri, "--size", "64x64", "--no-dynamic", "--classes", "3") == 0
+    assert exit_code("export", "--preset", "fm_hrnet_debug", "--output", uri, "--size", "64x64", "--no-dynamic", "--classes", "3") == 0
     session = onnxruntime.InferenceSession(storage.read_bytes(uri), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, 3, 64, 64]
     assert [(out.name, out.shape) for out in session.get_outputs()] == [("logits", [1, 3, 64, 64])]
     assert "fixed at 1x64x64" in capsys.readouterr().out
 
 
-def test_two_stages_are_two_files(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_stages_are_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pipeline.onnx"
     arguments = ("--preset", "two_stage_debug", "--set", "prior=yes", "--classes", "3", "--size", "32x32", "--no-dynamic")
-    assert end(job, *arguments, "--output", out) == 0
+    assert exit_code("export", *arguments, "--output", out) == 0
     paths = [tmp_path / f"pipeline.stage{number}.onnx" for number in (1, 2)]
     assert sorted(tmp_path.iterdir()) == paths
     sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in paths]
@@ -89,12 +75,12 @@ def test_two_stages_are_two_files(job: ModuleType, tmp_path: Path, capsys: pytes
 
 
 def test_a_file_that_says_something_else_gets_no_name(
-    job: ModuleType, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "losnet.onnx"
     out.write_text("as before")
     monkeypatch.setattr("stratum.onnx_export.TOLERANCE", -1.0)
-    assert end(job, "--package", package, "--output", out, "--size", "32x32", "--no-dynamic") == 2
+    assert exit_code("export", "--package", package, "--output", out, "--size", "32x32", "--no-dynamic") == 2
     assert "onnxruntime differs from PyTorch by" in capsys.readouterr().err
     assert out.read_text() == "as before"
     assert [path.name for path in tmp_path.iterdir()] == ["losnet.onnx"]
@@ -115,16 +101,14 @@ def test_a_file_that_says_something_else_gets_no_name(
         (["--preset", "fm_hrnet_debug", "--classes", "1"], "two classes"),
     ],
 )
-def test_mistakes_end_with_one_line(
-    job: ModuleType, arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert end(job, *arguments, "--output", tmp_path / "model.onnx") == 2
+def test_mistakes_end_with_one_line(arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("export", *arguments, "--output", tmp_path / "model.onnx") == 2
     error = capsys.readouterr().err
     assert words in error
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_the_file_must_be_named_as_what_it_is(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert end(job, "--preset", "losnet_debug", "--output", "exports/losnet") == 2
+def test_the_file_must_be_named_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("export", "--preset", "losnet_debug", "--output", "exports/losnet") == 2
     assert "ends in .onnx" in capsys.readouterr().err

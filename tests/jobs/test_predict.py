@@ -1,27 +1,20 @@
 """jobs/predict.py on Ray Data: files of all kinds in, masks, COCO, overlays and measurements out; broken ones named."""
 
 import csv
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from in_process import exit_code
 from PIL import Image
 from pycocotools.coco import COCO
 
 from stratum import storage
-from stratum.cli import run_job
 from stratum_models.catalog import build_model
 from stratum_models.interface import InstancePrediction
 from stratum_models.package import Manifest, load_package, save_package
-
-
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    return importlib.import_module("predict")
 
 
 @pytest.fixture
@@ -48,19 +41,13 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def end(job: ModuleType, *argv: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        run_job(job.main, job.Args, argv=argv)
-    return int(ended.value.code or 0)
-
-
 def test_a_folder_with_broken_images(
-    ray_local: None, job: ModuleType, package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_local: None, package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = images / "found"  # below the images: a second run must not take results for images
     argv = ("--package", str(package), "--data", str(images), "--storage", str(out), "--mm-per-px", "0.5", "--batch-size", "2")
     for _ in range(2):
-        assert end(job, *argv) == 1
+        assert exit_code("predict", *argv) == 1
         said = capsys.readouterr().out
         assert "7/7 images" in said
         assert "2 images broken" in said
@@ -102,23 +89,21 @@ def check_documents(package: Path, images: Path, out: Path) -> None:
     assert summary["sizes"]["unit"] == "mm"
 
 
-def test_a_bucket(
-    ray_local: None, s3_env: object, job: ModuleType, package: Path, images: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bucket(ray_local: None, s3_env: object, package: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bucket = s3_env.bucket()  # type: ignore[attr-defined]
     storage.upload_tree(package, f"s3://{bucket}/package")
     for name in ("a.png", "belt/photo.jpg"):
         storage.write_bytes(f"s3://{bucket}/images/{name}", (images / name).read_bytes())
     places = ("--package", f"s3://{bucket}/package", "--data", f"s3://{bucket}/images", "--storage", f"s3://{bucket}/found")
     argv = (*places, "--no-overlays", "--resume")
-    assert end(job, *argv) == 0
+    assert exit_code("predict", *argv) == 0
     found = [storage.relative(uri, f"s3://{bucket}/found") for uri in storage.list_files(f"s3://{bucket}/found")]
     records = ["records/a.json", "records/belt/photo.json", "records/run.json"]
     assert found == ["masks/a.png", "masks/belt/photo.png", "measurements.csv", "predictions.json", *records, "sizes.json", "sizes.png"]
     before = storage.read_json(f"s3://{bucket}/found/predictions.json")
     assert len(before["images"]) == 2
     capsys.readouterr()
-    assert end(job, *argv) == 0
+    assert exit_code("predict", *argv) == 0
     assert "2/2 images were done before" in capsys.readouterr().out
     assert storage.read_json(f"s3://{bucket}/found/predictions.json") == before
 
@@ -134,11 +119,11 @@ def test_a_bucket(
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
-    job: ModuleType, package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], says: str
+    package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], says: str
 ) -> None:
     flags = {"--package": str(package), "--data": str(images), "--storage": str(tmp_path / "out"), **change}
     argv = [text.format(tmp=tmp_path) for pair in flags.items() for text in pair]
-    assert end(job, *argv) == 2
+    assert exit_code("predict", *argv) == 2
     said = capsys.readouterr().err
     assert says in said
     assert said.startswith("error: ")
@@ -148,8 +133,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused(
-    job: ModuleType, package: Path, images: Path, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+    package: Path, images: Path, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert end(job, "--package", str(package), "--data", str(images), "--storage", str(tmp_path / "out"), "--gpu") == 2
+    assert exit_code("predict", "--package", str(package), "--data", str(images), "--storage", str(tmp_path / "out"), "--gpu") == 2
     assert "error: --gpu: this machine has no usable GPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,20 +1,18 @@
 """The jobs on class masks: trained, measured and used with the same commands as instances."""
 
 import csv
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+from in_process import exit_code, load_job
 from mlflow import MlflowClient
 from PIL import Image
 
-from stratum.cli import run_job
 from stratum.data.frequencies import class_weights
 from stratum.data.source import DataSpec, load_data
 from stratum.tracking import tracking_uri
@@ -29,23 +27,12 @@ FOLD = ("--folds", "4", "--fold", "1", "--tile", "32")
 TINY = ("--augment", "none", "--batch", "4", "--epochs", "2", "--evaluate-every", "1", "--workers", "0", "--cost-size", "64x64")
 
 
-def job(name: str) -> ModuleType:
-    return importlib.import_module(name)
-
-
-def run(name: str, *argv: str) -> int:
-    module = job(name)
-    with pytest.raises(SystemExit) as ended:
-        run_job(module.main, module.Args, argv=argv)
-    return int(ended.value.code or 0)
-
-
 @pytest.fixture(scope="module")
 def coal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of FM-HRNet on coal."""
     folder = tmp_path_factory.mktemp("coal")
     flags = ("--data", COAL, "--model", "fm_hrnet_debug", "--size", "64", "--set", "loss=ce+dice", "--experiment", "coal")
-    assert run("train", *flags, *TINY, "--storage", str(folder), "--name", "run") == 0
+    assert exit_code("train", *flags, *TINY, "--storage", str(folder), "--name", "run") == 0
     return folder / "run" / "package"
 
 
@@ -55,7 +42,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cells")
     flags = ("--data", CELLS, *FOLD, "--model", "hrnet_arsm_debug", "--size", "32", "--class-weights", "median", "--experiment", "cells")
     schedule = ("--set", "temperature=1.0", "temperature_end=0.1")
-    assert run("train", *flags, *schedule, *TINY, "--storage", str(folder), "--name", "run") == 0
+    assert exit_code("train", *flags, *schedule, *TINY, "--storage", str(folder), "--name", "run") == 0
     return folder / "run" / "package"
 
 
@@ -79,7 +66,7 @@ def test_training_leaves_a_package_with_the_figures_of_classes(coal: Path) -> No
 
 def test_evaluation_is_that_of_a_slow_loop(coal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert run("evaluate", "--package", str(coal), "--data", COAL, "--storage", str(out), "--pictures", "1", "--batch-size", "2") == 0
+    assert exit_code("evaluate", "--package", str(coal), "--data", COAL, "--storage", str(out), "--pictures", "1", "--batch-size", "2") == 0
     said = capsys.readouterr().out
     assert "warning" not in said
     assert "share of coal" in said
@@ -123,7 +110,7 @@ def test_a_fold_of_tiles_with_class_weights(cells: Path) -> None:
 
 def test_what_the_gate_decides(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--package", str(cells), "--data", CELLS, "--storage", str(tmp_path), "--pictures", "2", "--gates", "1")
-    assert run("evaluate", *flags, *FOLD) == 0
+    assert exit_code("evaluate", *flags, *FOLD) == 0
     assert "warning" not in capsys.readouterr().out
     assert {"gate_0.png", "gate_shares.png"} <= {path.name for path in tmp_path.iterdir()}
     record = json.loads((tmp_path / "metrics.json").read_text())
@@ -133,7 +120,7 @@ def test_what_the_gate_decides(cells: Path, tmp_path: Path, capsys: pytest.Captu
         assert list(shares) == ["1/4", "1/8", "1/16", "1/32"]
         assert sum(shares.values()) == pytest.approx(1.0 if pixels else 0.0)
     assert record["metrics"]["val/miou"] == pytest.approx(load_package(cells).manifest.metrics["val/miou"], abs=0.02)
-    assert run("evaluate", *flags, *FOLD[:4]) == 2  # whole images, in windows of the tiles' size
+    assert exit_code("evaluate", *flags, *FOLD[:4]) == 2  # whole images, in windows of the tiles' size
     assert "larger than its windows of 32 pixels: cut the images with --tile 32" in capsys.readouterr().err
 
 
@@ -145,7 +132,7 @@ def test_prediction_of_a_folder(ray_local: None, coal: Path, tmp_path: Path, cap
     Image.fromarray(sample.image.repeat(1, 2, 3).permute(1, 2, 0).numpy()).save(images / "large.png")
     (images / "cut.png").write_bytes(b"\x89PNG")
     flags = ("--package", str(coal), "--data", str(images), "--storage", str(out), "--mm-per-px", "0.5", "--window", "64")
-    assert run("predict", *flags, "--workers", "1") == 1
+    assert exit_code("predict", *flags, "--workers", "1") == 1
     said = capsys.readouterr().out
     assert said.count("broken: ") == 1
     assert "share of all pixels" in said
@@ -174,7 +161,7 @@ def test_slag_is_measured_where_the_classes_are_tube_and_slag(ray_local: None, t
     save_package(tmp_path / "package", build_model("slag_deeplab_debug", num_classes=3), manifest)
     out = tmp_path / "found"
     flags = ("--package", str(tmp_path / "package"), "--data", "synthetic://slag?images=2&size=64", "--storage", str(out), "--workers", "1")
-    assert run("predict", *flags, "--tube-diameter-mm", "30", "--no-overlays") == 0
+    assert exit_code("predict", *flags, "--tube-diameter-mm", "30", "--no-overlays") == 0
     rows = list(csv.DictReader((out / "slag.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert all(bool(row["height_mm"]) != bool(row["note"]) for row in rows)  # a height, or why there is none
@@ -212,14 +199,14 @@ def test_a_spoiled_mask_is_named_before_anything_is_trained(tmp_path: Path, caps
     spoil, says = SPOILED[name]
     data = masks(tmp_path / "data", palette=name == "a colour")
     spoil(data / "masks" / "3.png")
-    assert run("train", "--data", str(data), "--model", "hrnet_debug", *TINY, "--storage", str(tmp_path / "runs")) == 2
+    assert exit_code("train", "--data", str(data), "--model", "hrnet_debug", *TINY, "--storage", str(tmp_path / "runs")) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert f"{data}/masks/3.png" in error
     assert says in error
     assert not (tmp_path / "runs").exists()
-    assert run("check_data", "--data", str(data), "--sheet", str(tmp_path / "sheet.png")) == 1
+    assert exit_code("check_data", "--data", str(data), "--sheet", str(tmp_path / "sheet.png")) == 1
     said = capsys.readouterr().out
     assert f"{data}/masks/3.png: " in said
     assert "warning: empty class (1)" in said
@@ -250,7 +237,7 @@ def test_bad_input_is_one_line(
     tiny = TINY if name == "train" else ()
     if name == "evaluate" and "--gates" in argv:
         flags += ["--classes", "rock"]
-    assert run(name, "--data", str(data), *tiny, *flags, "--storage", str(tmp_path / "runs")) == 2
+    assert exit_code(name, "--data", str(data), *tiny, *flags, "--storage", str(tmp_path / "runs")) == 2
     error = capsys.readouterr().err
     assert says.format(data=data) in error
     assert error.count("\n") == 1
@@ -258,17 +245,17 @@ def test_bad_input_is_one_line(
 
 
 def test_a_model_without_a_gate_has_none_to_show(coal: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("evaluate", "--package", str(coal), "--data", COAL, "--gates", "1") == 2
+    assert exit_code("evaluate", "--package", str(coal), "--data", COAL, "--gates", "1") == 2
     assert "this package's model has no gate" in capsys.readouterr().err
 
 
 def test_labels_that_can_be_read_as_both_need_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = masks(tmp_path / "data")
     (data / "classes.json").unlink()
-    train = job("train")
-    assert run("train", "--data", str(data), "--model", "hrnet_debug", *TINY, "--storage", str(tmp_path / "runs")) == 2
+    train = load_job("train")
+    assert exit_code("train", "--data", str(data), "--model", "hrnet_debug", *TINY, "--storage", str(tmp_path / "runs")) == 2
     assert "give --task semantic where these labels can be read as class masks" in capsys.readouterr().err
     spec = train.run_spec(train.Args(data=str(data), model="hrnet_debug", task="semantic"))
     assert load_data(spec.data).classes == ("class_0", "class_1")
-    assert run("train", "--data", COAL, "--model", "losnet_debug", *TINY, "--storage", str(tmp_path / "runs")) == 2
+    assert exit_code("train", "--data", COAL, "--model", "losnet_debug", *TINY, "--storage", str(tmp_path / "runs")) == 2
     assert "choose another scene" in capsys.readouterr().err

@@ -1,14 +1,12 @@
 """jobs/train.py from its command line: what it keeps, what it refuses, how it goes on."""
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from in_process import exit_code, load_job
 from mlflow import MlflowClient
 
-from stratum.cli import run_job
 from stratum.training.run import check
 from stratum_models.catalog import build_model
 from stratum_models.package import Manifest, load_package, save_package
@@ -20,22 +18,10 @@ TINY += ["--batch", "4", "--epochs", "2", "--evaluate-every", "1", "--workers", 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
 
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    return importlib.import_module("train")
-
-
-def run(job: ModuleType, *argv: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        run_job(job.main, job.Args, argv=argv)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
 def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
-    job: ModuleType, tmp_path: Path, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(job, *TINY, "--storage", str(tmp_path), "--name", "first", "--set", "head_convs=2", "--register", "ore") == 0
+    assert exit_code("train", *TINY, "--storage", str(tmp_path), "--name", "first", "--set", "head_convs=2", "--register", "ore") == 0
     printed = capsys.readouterr().out
     assert "epoch 2/2" in printed
     assert "train ms/iter" in printed
@@ -61,9 +47,9 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     assert loaded.manifest.cost["cost/size_mb"] == pytest.approx(size_mb, rel=0.01)
 
     # The same name is refused, and --resume, without any other flag, finds nothing left to train.
-    assert run(job, *TINY, "--storage", str(tmp_path), "--name", "first") == 2
+    assert exit_code("train", *TINY, "--storage", str(tmp_path), "--name", "first") == 2
     assert "go on with --resume first" in capsys.readouterr().err
-    assert run(job, "--storage", str(tmp_path), "--resume", "first") == 0
+    assert exit_code("train", "--storage", str(tmp_path), "--resume", "first") == 0
     assert [m.step for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1, 2]
 
 
@@ -89,9 +75,9 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
-    job: ModuleType, tmp_path: Path, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+    tmp_path: Path, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert run(job, *TINY, "--storage", str(tmp_path / "runs"), *flags) == 2
+    assert exit_code("train", *TINY, "--storage", str(tmp_path / "runs"), *flags) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
@@ -100,23 +86,24 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 
 
 def test_a_tracking_server_that_is_away_ends_the_job_before_it_begins(
-    job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert run(job, *TINY, "--storage", str(tmp_path / "runs")) == 2
+    assert exit_code("train", *TINY, "--storage", str(tmp_path / "runs")) == 2
     assert "http://127.0.0.1:9" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
 def test_more_workers_than_there_are_cpus_claim_no_name(
-    job: ModuleType, tmp_path: Path, ray_local: None, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, ray_local: None, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(job, *TINY, "--storage", str(tmp_path / "runs"), "--workers", "4", "--cpus-per-worker", "9") == 2
+    assert exit_code("train", *TINY, "--storage", str(tmp_path / "runs"), "--workers", "4", "--cpus-per-worker", "9") == 2
     assert "4 workers with 9 CPU each need more than the 2 CPU there are" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
-def test_fine_tuning_takes_the_packages_own_model(job: ModuleType, tmp_path: Path) -> None:
+def test_fine_tuning_takes_the_packages_own_model(tmp_path: Path) -> None:
+    job = load_job("train")
     own = {"head_convs": 2, "input_short": 96}
     manifest = Manifest(preset="losnet_debug", overrides=own, classes=("ore", "slag"), num_classes=2, task="instance")
     save_package(tmp_path / "package", build_model("losnet_debug", num_classes=2, overrides=own), manifest)
@@ -129,7 +116,8 @@ def test_fine_tuning_takes_the_packages_own_model(job: ModuleType, tmp_path: Pat
     assert "head_convs" not in job.run_spec(job.Args(**flags, model="losnet_debug")).model.overrides
 
 
-def test_crops_of_larger_images(job: ModuleType) -> None:
+def test_crops_of_larger_images() -> None:
+    job = load_job("train")
     spec = job.run_spec(job.Args(size=384, crop=256, mosaic=0.2, scale=(0.8, 1.25), channels_last=True))
     assert (spec.augment.short_sides, spec.augment.crop, spec.augment.mosaic, spec.augment.scale_range) == ((384,), 256, 0.2, (0.8, 1.25))
     assert spec.model.overrides["input_short"] == 384

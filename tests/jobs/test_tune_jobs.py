@@ -1,12 +1,11 @@
 """What the flags of every sweeping job mean, without Ray."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import exit_code, load_job
 
-from stratum.cli import run_job
 from stratum.tuning.checks import check_sweep
 from stratum.tuning.job import sweep_spec
 from stratum.tuning.studies import STUDIES
@@ -17,14 +16,10 @@ CELLS = "synthetic://cells?images=8&size=64"
 all_studies = pytest.mark.parametrize("study", STUDIES)
 
 
-def load_job(study: str) -> Any:
-    return importlib.import_module(f"tune_{study}")
-
-
 @all_studies
 def test_nothing_given_means_the_papers_tables_on_synthetic_data(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    sweep = sweep_spec(study, load_job(study).Args())
+    sweep = sweep_spec(study, load_job(f"tune_{study}").Args())
     assert (sweep.study, sweep.tables, sweep.models) == (study, STUDIES[study].paper_tables, ())
     assert sweep.base.data.uri.startswith("synthetic://")
     assert sweep.base.model.preset == STUDIES[study].preset
@@ -35,8 +30,8 @@ def test_nothing_given_means_the_papers_tables_on_synthetic_data(study: str, tmp
 @all_studies
 def test_the_embedded_data_suit_the_networks(study: str, tmp_path: Path) -> None:
     side = 384 if study == "two_stage" else 64  # its patches need room
-    scene = load_job(study).Args().data.partition("?")[0]
-    args = load_job(study).Args(data=f"{scene}?images=4&size={side}", size=side, batch=2, storage=str(tmp_path))
+    scene = load_job(f"tune_{study}").Args().data.partition("?")[0]
+    args = load_job(f"tune_{study}").Args(data=f"{scene}?images=4&size={side}", size=side, batch=2, storage=str(tmp_path))
     said: list[str] = []
     check_sweep(sweep_spec(study, args), said.append)
     assert not said
@@ -45,7 +40,7 @@ def test_the_embedded_data_suit_the_networks(study: str, tmp_path: Path) -> None
 
 @all_studies
 def test_models_alone_leave_the_tables_out_and_a_search_has_none(study: str) -> None:
-    job = load_job(study)
+    job = load_job(f"tune_{study}")
     alone = sweep_spec(study, job.Args(models=STUDIES[study].preset))
     assert (alone.tables, alone.models) == ((), (STUDIES[study].preset,))
     searched = sweep_spec(study, job.Args(space="search", trials=3))
@@ -53,7 +48,7 @@ def test_models_alone_leave_the_tables_out_and_a_search_has_none(study: str) -> 
 
 
 def test_tables_of_ours_are_named() -> None:
-    sweep = sweep_spec("arsm", load_job("arsm").Args(tables="1,temperature", set=("stem_strides=2,2",), class_weights="median"))
+    sweep = sweep_spec("arsm", load_job("tune_arsm").Args(tables="1,temperature", set=("stem_strides=2,2",), class_weights="median"))
     grid = sweep.grid()
     assert sweep.tables == ("1", "temperature")
     assert grid is not None
@@ -62,7 +57,7 @@ def test_tables_of_ours_are_named() -> None:
 
 
 def test_weights_in_numbers_are_an_option_of_the_networks() -> None:
-    sweep = sweep_spec("slag", load_job("slag").Args(class_weights="1,4,2.5"))
+    sweep = sweep_spec("slag", load_job("tune_slag").Args(class_weights="1,4,2.5"))
     grid = sweep.grid()
     assert grid is not None
     assert {v.overrides["class_weights"] for v in grid.variants} == {(1.0, 4.0, 2.5)}
@@ -71,7 +66,7 @@ def test_weights_in_numbers_are_an_option_of_the_networks() -> None:
 
 def test_an_option_of_the_network_that_trials_are_timed_beside_may_be_set(tmp_path: Path) -> None:
     stages = ("stage1=unet_s2_debug", "stage2=unet_s2_debug", "width=8")
-    args = load_job("two_stage").Args(
+    args = load_job("tune_two_stage").Args(
         space="search", data="synthetic://vessels?images=4&size=192", batch=2, set=stages, storage=str(tmp_path)
     )
     sweep = sweep_spec("two_stage", args)
@@ -100,16 +95,13 @@ def test_an_option_of_the_network_that_trials_are_timed_beside_may_be_set(tmp_pa
 )
 def test_what_cannot_be_swept_is_said(study: str, flags: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        check_sweep(sweep_spec(study, load_job(study).Args(**flags, size=64, batch=2, storage=str(tmp_path))), lambda text: None)
+        check_sweep(sweep_spec(study, load_job(f"tune_{study}").Args(**flags, size=64, batch=2, storage=str(tmp_path))), lambda text: None)
     assert not list(tmp_path.iterdir())
 
 
 @all_studies
 def test_the_help_names_the_tables(study: str, capsys: pytest.CaptureFixture[str]) -> None:
-    job = load_job(study)
-    with pytest.raises(SystemExit) as ended:
-        run_job(job.main, job.Args, argv=["--help"])
-    assert ended.value.code == 0
+    assert exit_code(f"tune_{study}", "--help") == 0
     said = capsys.readouterr().out
     assert all(table in said for table in STUDIES[study].tables)
     assert preset(STUDIES[study].preset).task in said

@@ -1,6 +1,5 @@
 """The sweep's command: Ctrl-C, resume, bad input, each in a process of its own with a local Ray."""
 
-import importlib
 import os
 import signal
 import subprocess
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import exit_code, load_job
 from mlflow import MlflowClient
 
-from stratum.cli import run_job
 from stratum.tuning.job import sweep_spec
 from stratum_models.package import load_manifest
 
@@ -119,11 +118,9 @@ def test_ctrl_c_ends_cleanly_and_the_sweep_resumes(tmp_path: Path, mlflow_sqlite
 def test_bad_input_ends_with_one_line_and_writes_nothing(
     arguments: list[str], words: str, tmp_path: Path, mlflow_sqlite: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = load_job("tune_losnet")
-    with pytest.raises(SystemExit) as ended:
-        run_job(job.main, job.Args, argv=[*arguments, "--storage", str(tmp_path / "out")])
+    code = exit_code("tune_losnet", *arguments, "--storage", tmp_path / "out")
     errors = capsys.readouterr().err
-    assert ended.value.code == 2, errors
+    assert code == 2, errors
     assert words in errors
     assert len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -135,11 +132,9 @@ def test_s3_without_credentials_leaves_no_store_behind(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    job = load_job("tune_losnet")
-    with pytest.raises(SystemExit) as ended:
-        run_job(job.main, job.Args, argv=["--data", DATA, "--models", "losnet_debug", "--batch", "2", "--storage", "s3://bucket/runs"])
+    code = exit_code("tune_losnet", "--data", DATA, "--models", "losnet_debug", "--batch", "2", "--storage", "s3://bucket/runs")
     errors = capsys.readouterr().err
-    assert ended.value.code == 2, errors
+    assert code == 2, errors
     assert "s3://bucket/runs" in errors
     assert not (tmp_path / "mlflow.db").exists()
 
@@ -173,7 +168,3 @@ def test_the_papers_augmentation_is_judged_at_the_papers_size() -> None:
     paper = sweep_spec("losnet", job.Args(augment="paper")).extra
     assert (paper["input_short"], paper["input_long"]) == (480, 640)
     assert sweep_spec("losnet", job.Args(size=320)).extra == {"input_short": 320}
-
-
-def load_job(name: str) -> Any:
-    return importlib.import_module(name)

@@ -1,7 +1,6 @@
 """The jobs on a model of two stages: one training, one package, and everything that is done with it."""
 
 import csv
-import importlib
 import json
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import onnxruntime
 import pytest
 import torch
 import zarr
+from in_process import exit_code, load_job
 from PIL import Image
 
-from stratum.cli import run_job
 from stratum.data.source import DataSpec, load_data
 from stratum.data.transforms import TWO_STAGE
 from stratum.inference.options import with_options
@@ -24,25 +23,17 @@ VESSELS = "synthetic://vessels?images=10&size=96&seed=0"
 TRAIN = ("--data", VESSELS, "--model", "two_stage_debug", "--batch", "4", "--evaluate-every", "1", "--cost-size", "96x96")
 
 
-def run(name: str, *argv: str) -> int:
-    module = importlib.import_module(name)
-    with pytest.raises(SystemExit) as ended:
-        run_job(module.main, module.Args, argv=argv)
-    return int(ended.value.code or 0)
-
-
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both stages, trained in this process with everything else as it is by default."""
     folder = tmp_path_factory.mktemp("vessels")
-    assert (
-        run("train", *TRAIN, "--epochs", "3", "--set", "stage1_share=0.4", "--workers", "0", "--storage", str(folder), "--name", "run") == 0
-    )
+    flags = ("--epochs", "3", "--set", "stage1_share=0.4", "--workers", "0", "--storage", folder, "--name", "run")
+    assert exit_code("train", *TRAIN, *flags) == 0
     return folder / "run" / "package"
 
 
 def test_the_papers_training_is_the_default() -> None:
-    train = importlib.import_module("train")
+    train = load_job("train")
     spec = train.run_spec(train.Args(data=VESSELS, model="two_stage"))
     assert (spec.train.optimizer, spec.train.learning_rate, spec.train.weight_decay, spec.train.schedule) == (
         "adamw",
@@ -78,12 +69,12 @@ def test_both_stages_learn_one_after_the_other_and_lie_in_one_package(package: P
 
 
 def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, tmp_path: Path) -> None:
-    assert run("evaluate", "--package", str(package), "--data", VESSELS, "--storage", str(tmp_path / "eval"), "--pictures", "1") == 0
+    assert exit_code("evaluate", "--package", str(package), "--data", VESSELS, "--storage", str(tmp_path / "eval"), "--pictures", "1") == 0
     record = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     loaded = load_package(package)
     assert record["metrics"]["val/dice"] == pytest.approx(loaded.manifest.metrics["val/dice"], abs=5e-3)
     flags = ("--package", str(package), "--data", VESSELS, "--storage", str(tmp_path / "stage1"), "--pictures", "0", "--set", "count=0")
-    assert run("evaluate", *flags) == 0
+    assert exit_code("evaluate", *flags) == 0
     assert json.loads((tmp_path / "stage1" / "metrics.json").read_text())["confusion"] != record["confusion"]
     sample = load_data(DataSpec(uri=VESSELS)).val[0]
     images = tmp_path / "images"
@@ -93,7 +84,7 @@ def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, t
     scan[:] = sample.image.permute(1, 2, 0).numpy()
     out = tmp_path / "out"
     flags = ("--workers", "1", "--set", "count=3", "--mask-format", "zarr")
-    assert run("predict", "--package", str(package), "--data", str(images), "--storage", str(out), *flags) == 0
+    assert exit_code("predict", "--package", str(package), "--data", str(images), "--storage", str(out), *flags) == 0
     loaded = with_options(loaded, {"count": "3"})
     (found,) = prepare_for_inference(loaded.model).predict([sample.image.float() / 255])
     assert isinstance(found, SemanticPrediction)
@@ -105,7 +96,7 @@ def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, t
     rows = list(csv.DictReader((out / "measurements.csv").read_text().splitlines()))
     assert [int(row["area_px"]) for row in rows if row["image"].endswith(".zarr")] == np.bincount(tiled.ravel(), minlength=2).tolist()
     loaded = load_package(package)
-    assert run("export", "--package", str(package), "--output", str(tmp_path / "two.onnx"), "--size", "32x32", "--no-dynamic") == 0
+    assert exit_code("export", "--package", str(package), "--output", str(tmp_path / "two.onnx"), "--size", "32x32", "--no-dynamic") == 0
     session = onnxruntime.InferenceSession(str(tmp_path / "two.stage2.onnx"))
     patch = torch.rand(1, 3, 32, 32)
     expected = loaded.model.stage2.dense_outputs(patch)["logits"]  # type: ignore[operator, union-attr]
@@ -125,7 +116,7 @@ def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, t
 def test_what_cannot_work_is_said_before_anything_is_written(
     options: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("train", *TRAIN, "--set", *options, "--workers", "0", "--storage", str(tmp_path / "runs")) == 2
+    assert exit_code("train", *TRAIN, "--set", *options, "--workers", "0", "--storage", str(tmp_path / "runs")) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
@@ -137,7 +128,7 @@ def test_options_that_prediction_cannot_change_are_refused(
     package: Path, option: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--package", str(package), "--data", VESSELS, "--storage", str(tmp_path / "out"), "--set", option)
-    assert run("predict", *flags) == 2
+    assert exit_code("predict", *flags) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
@@ -145,5 +136,5 @@ def test_options_that_prediction_cannot_change_are_refused(
 
 def test_a_patch_larger_than_what_training_cuts_out_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--augment", "strong", "--crop", "24", "--workers", "0", "--storage", str(tmp_path / "runs"))
-    assert run("train", *TRAIN, *flags) == 2
+    assert exit_code("train", *TRAIN, *flags) == 2
     assert "option patch=32: larger than the images, which are 24x24" in capsys.readouterr().err
