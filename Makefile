@@ -26,6 +26,9 @@ soak: setup  ## what takes long or looks at the clock: load, faults, recovery, s
 	$(BIN)/python tests/soak/speed.py --package $(PACKAGE) --json outputs/speed.json
 	$(BIN)/python tests/soak/backends.py --package $(PACKAGE) --json outputs/backends.json
 	STRATUM_BATCH_IMAGES=500 $(BIN)/python -m pytest tests/serve/test_serve_ray.py -k cut_short
+	$(BIN)/python -m pytest -m soak tests
+	$(BIN)/python tests/soak/cluster.py --json outputs/cluster.json
+	$(BIN)/python tests/soak/throughput.py --json outputs/throughput.json
 
 check: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -38,7 +41,7 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-up:  ## the whole platform on this machine, with Docker: TLS on port 443; docs/operating.md
+up:  ## the whole platform on this machine, with Docker: TLS on port 443; docs/operations.md
 	@scripts/up
 
 down:  ## stop it; data and secrets stay

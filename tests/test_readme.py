@@ -1,7 +1,6 @@
 """The README's commands are real: jobs exist, their flags too, and what costs little is run."""
 
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -13,8 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
-from stratum.cli import run_job
+from in_process import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,10 +32,8 @@ def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
 @cache
 def help_of(job: str) -> str:
     """What a job says of itself; in this process, since a new one imports for seconds."""
-    module = importlib.import_module(job.removesuffix(".py"))
-    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as ended:
-        run_job(module.main, module.Args, argv=["--help"])
-    assert ended.value.code in (0, None)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert exit_code(job.removesuffix(".py"), "--help") == 0
     return said.getvalue()
 
 

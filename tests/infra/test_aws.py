@@ -71,6 +71,7 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", recorder.endpoint)
         monkeypatch.setenv("STRATUM_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys it was made with
         client = boto3.client("s3")
         client.create_bucket(Bucket="stratum")
         for key in ("data/ore/val.json", "data/ore/images/1.png", "images/1.png", "images/2.png", "packages/ore/model.json"):

@@ -146,3 +146,5 @@ def test_the_bucket_is_made_once(s3_env: Any) -> None:
     name = f"b-{os.getpid()}-made"
     for _ in range(2):
         subprocess.run([sys.executable, ROOT / "infra" / "image" / "make_bucket.py", name], check=True, timeout=120)
+    with s3_env.client() as client:
+        assert [bucket["Name"] for bucket in client.list_buckets()["Buckets"]].count(name) == 1

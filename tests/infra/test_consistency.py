@@ -1,19 +1,22 @@
 """Docs, manifests and code say the same: images, ports, versions, settings, files."""
 
+import ast
 import re
 import subprocess
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
 import ray
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = (ROOT / "docs" / "operating.md").read_text()
+DOCS = (ROOT / "docs" / "operations.md").read_text()
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 SETTING = re.compile(r"\bSTRATUM_[A-Z_]+\b")
 # Of Ray, MLflow, botocore: read by them, not by this code.
 FOREIGN = re.compile(r"\b(?:AWS|MLFLOW|RAY)_[A-Z_]+\b")
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 TESTS_ONLY = {"STRATUM_SHARED", "STRATUM_TESTS_S3_VENV"}
 
 
@@ -97,6 +100,38 @@ def test_paths_of_the_docs_exist() -> None:
             assert (ROOT / path).exists(), path
     for target in re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"```bash\n(.*?)```", DOCS, re.DOTALL))):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def survived() -> list[str]:
+    """The rows of the table of faults."""
+    lines = DOCS.split("## What it survives")[1].splitlines()
+    return [line for line in lines if line.startswith("| ")][1:]
+
+
+@pytest.mark.parametrize("row", survived(), ids=lambda row: row.split("|")[1].strip())
+def test_every_fault_that_is_survived_has_a_test(row: str) -> None:
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert len(cells) == 5
+    assert all(cells)
+    shown = TEST.findall(cells[4])
+    assert len(shown) == cells[4].count("`tests/") > 0
+    for path, name in shown:
+        assert name in functions(path), f"{path} has no {name}"
+
+
+@cache
+def functions(path: str) -> set[str]:
+    return {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_block_of_commands_is_run_by_a_test_or_says_why_not() -> None:
+    blocks = re.findall(r"^```bash\n.*?^```\n\n(.*?)\n\n", DOCS, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == DOCS.count("```bash\n") >= 8
+    for after in blocks:
+        shown = TEST.findall(after)
+        assert shown, after
+        assert after.startswith(("Run by `", "Not run: ", "`make ")), after
+        assert all(name in functions(path) for path, name in shown), after
 
 
 def test_jobs_that_ask_mlflow_get_its_password() -> None:

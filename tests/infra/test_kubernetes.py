@@ -25,7 +25,7 @@ FOLDER = ROOT / "infra" / "kubernetes"
 VERSION = "1.33"
 OVERLAYS = ("local", "production")
 MONITORS = {"ServiceMonitor", "PodMonitor"}
-GIVEN = {"ray-auth", "mlflow", "serve-keys", "gcs-store", "s3-keys", "s3-identities"}  # secrets that docs/operating.md makes
+GIVEN = {"ray-auth", "mlflow", "serve-keys", "gcs-store", "s3-keys", "s3-identities"}  # secrets that docs/operations.md makes
 
 
 @cache
@@ -39,7 +39,7 @@ def rendered(overlay: str) -> tuple[dict[str, Any], ...]:
     return tuple(yaml.safe_load_all(done.stdout))
 
 
-def check(resource: dict[str, Any]) -> None:
+def assert_keeps_schema(resource: dict[str, Any]) -> None:
     """Raises where a resource has fields that its kind has not."""
     if resource["apiVersion"] == "ray.io/v1":
         for group in kuberay.groups(resource):
@@ -65,8 +65,10 @@ def pods(resources: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_resource_keeps_its_schema(overlay: str) -> None:
-    for resource in rendered(overlay):
-        check(resource)
+    resources = rendered(overlay)
+    assert resources
+    for resource in resources:
+        assert_keeps_schema(resource)
 
 
 def test_a_wrong_field_is_seen() -> None:
@@ -76,11 +78,11 @@ def test_a_wrong_field_is_seen() -> None:
             template = pods((wrong,))[0]
             template["spec"]["containers"][0]["imagee"] = "x"
             with pytest.raises(kubernetes_validate.ValidationError):
-                check(wrong)
+                assert_keeps_schema(wrong)
             wrong = copy.deepcopy(resource)
             wrong["spec"]["replicaz"] = 1
             with pytest.raises((kubernetes_validate.ValidationError, AssertionError)):
-                check(wrong)
+                assert_keeps_schema(wrong)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -6,7 +6,6 @@ Prints its figures, and ends with exit code 1 where a promise is broken.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serve"))
 
 import httpx
 import psutil
+from parts import run_parts
 from running import Load, Running, free_port, running, until
 from speed import pictures
 
@@ -143,17 +143,7 @@ def main() -> int:
         "overload": lambda: overload(args.package, image, args.minutes),
         "killed": lambda: killed(args.package, image),
     }
-    found: dict[str, Any] = {}
-    broken = False
-    for name in args.parts.split(","):
-        try:
-            found[name] = parts[name]()
-        except AssertionError as error:
-            found[name], broken = {"broken": str(error)}, True
-        print(name, json.dumps(found[name]), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
-    return int(broken)
+    return run_parts(parts, args.parts, args.json)
 
 
 if __name__ == "__main__":
