@@ -39,11 +39,11 @@ class Training:
                 return
         raise AssertionError(self.said + self.end()[1])
 
-    def end(self) -> tuple[int, str]:
+    def end(self, seconds: float = 120) -> tuple[int, str]:
         """Its exit code and what it wrote to stderr, once it has ended."""
         assert self.process.stdout is not None
         self.said += self.process.stdout.read()
-        code = self.process.wait(120)
+        code = self.process.wait(seconds)
         self._errors.seek(0)
         return code, self._errors.read()
 
