@@ -35,12 +35,13 @@ class TimmTrunk(nn.Module):
         refusal = f"backbone {name!r} does not give feature maps at strides {tuple(strides)}, none above {output_stride}: choose another"
         try:
             with torch.device("meta"):  # only to see what it offers
-                reductions = _features(name, options).feature_info.reduction()
+                offered = _features(name, options).feature_info
         except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:  # no features, or not that output stride
             raise UserError(f"{refusal} ({error})") from error
-        if missing := set(strides) - set(reductions):
+        reductions = dict(zip(offered.out_indices, offered.reduction(), strict=True))  # DLA leaves its first map out, unless asked
+        if missing := set(strides) - set(reductions.values()):
             raise UserError(f"{refusal} (it has none at {', '.join(map(str, sorted(missing)))})")
-        indices = tuple(max(i for i, reduction in enumerate(reductions) if reduction == stride) for stride in strides)
+        indices = tuple(max(i for i, reduction in reductions.items() if reduction == stride) for stride in strides)
         trunk = _features(name, {**options, "out_indices": indices})
         self.trunk: nn.Module = trunk
         self.channels: tuple[int, ...] = tuple(trunk.feature_info.channels())

@@ -125,7 +125,7 @@ class DetectionHead(nn.Module):
         )
 
     def around(self, box: Tensor) -> tuple[Tensor, Tensor]:
-        """What the box tower's features ``[B, C, H, W]`` say of the instance around each location: ``[B, 4, H, W]`` and ``[B, 1, H, W]``."""
+        """What the box tower's features ``[B, C, H, W]`` say of an instance around a location: ``[B, 4, H, W]`` and ``[B, 1, H, W]``."""
         return self.regress(box), self.center(box)
 
     def control(self, output: HeadOutput, image: Tensor, location: Tensor) -> Tensor:
