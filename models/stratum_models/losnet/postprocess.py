@@ -70,7 +70,7 @@ def _kept(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, limit: int)
     So the best boxes go through it alone first, and usually that is enough.
     """
     for count in (2 * limit, len(boxes)):
-        keep = batched_nms(boxes[:count], scores[:count], labels[:count], iou)[:limit]
+        keep: Tensor = batched_nms(boxes[:count], scores[:count], labels[:count], iou)[:limit]
         if len(keep) == limit:
             break
     return keep
