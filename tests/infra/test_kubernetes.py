@@ -58,7 +58,7 @@ def pods(resources: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
     for resource in resources:
         if resource["apiVersion"] == "ray.io/v1":
             found += [group["template"] for group in kuberay.groups(resource)]
-        elif resource["kind"] in ("Deployment", "StatefulSet"):
+        elif resource["kind"] in ("Deployment", "StatefulSet", "DaemonSet", "Job"):
             found.append(resource["spec"]["template"])
     return found
 
@@ -113,6 +113,12 @@ def test_every_pod_of_ours_runs_as_a_plain_user_behind_a_policy(overlay: str) ->
         if "stratum:" in pod["spec"]["containers"][0]["image"]:
             assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
             assert pod["spec"]["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_service_puts_its_address_into_a_pods_environment(overlay: str) -> None:
+    # That of a service named mlflow would be MLFLOW_PORT=tcp://..., which MLflow's start script reads.
+    assert [pod["metadata"]["labels"] for pod in pods(rendered(overlay)) if pod["spec"].get("enableServiceLinks") is not False] == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
