@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = ROOT / "infra" / "image"
@@ -85,20 +86,34 @@ def run_entrypoint(*command: str, **env: str) -> subprocess.CompletedProcess[str
     return subprocess.run([IMAGE / "entrypoint", *command], env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True)
 
 
-def test_secrets_come_out_of_files(tmp_path: Path) -> None:
+SECRETS = re.findall(r"\b[A-Z_]+\b(?=[A-Z_ ]*; do)", (IMAGE / "entrypoint").read_text())
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_come_out_of_files(name: str, tmp_path: Path) -> None:
     secret = tmp_path / "a secret"
     secret.write_text("p$(id)'a\" ss\n")
-    done = run_entrypoint(
-        "sh", "-c", 'printf %s "$PASSWORD|${PASSWORD_FILE-none}|$AWS_SHARED_CREDENTIALS_FILE"',
-        PASSWORD_FILE=str(secret), AWS_SHARED_CREDENTIALS_FILE="/run/x",
-    )  # fmt: skip
-    assert done.stdout == "p$(id)'a\" ss|none|/run/x"
+    done = run_entrypoint("sh", "-c", f'printf %s "${name}|${{{name}_FILE-none}}"', **{f"{name}_FILE": str(secret)})
+    assert done.stdout == "p$(id)'a\" ss|none"
+
+
+def test_variables_that_are_to_name_files_stay() -> None:
+    names = dict.fromkeys(("AWS_WEB_IDENTITY_TOKEN_FILE", "SSL_CERT_FILE", "STRATUM_SERVE_KEYS_FILE"), "/etc/hostname")
+    done = run_entrypoint("env", **names)
+    assert {line for line in done.stdout.splitlines() if "hostname" in line} == {f"{name}=/etc/hostname" for name in names}
+
+
+def test_the_secrets_are_those_that_containers_of_ours_get_as_files() -> None:
+    services = yaml.safe_load((ROOT / "infra/compose/compose.yaml").read_text())["services"].values()
+    ours = [service.get("environment", {}) for service in services if "STRATUM_IMAGE" in service["image"]]
+    files = {name.removesuffix("_FILE") for environment in ours for name in environment if name.endswith("_FILE")}
+    assert files - {"AWS_SHARED_CREDENTIALS"} == set(SECRETS)  # that one boto3 reads by itself
 
 
 def test_a_missing_secret_ends_the_container_with_a_line() -> None:
-    done = run_entrypoint("true", PASSWORD_FILE="/nowhere")
+    done = run_entrypoint("true", MLFLOW_DB_PASSWORD_FILE="/nowhere")
     assert done.returncode == 2
-    assert done.stderr == "entrypoint: error: PASSWORD_FILE=/nowhere cannot be read: mount the secret or correct its name\n"
+    assert done.stderr == "entrypoint: error: MLFLOW_DB_PASSWORD_FILE=/nowhere cannot be read: mount the secret or correct its name\n"
 
 
 @contextmanager
