@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import tomllib
 from functools import cache
@@ -150,6 +151,22 @@ def test_secrets_that_manifests_want_are_made_in_the_docs() -> None:
         block = re.search(rf"create secret generic {name} (.*?)\n(?:kubectl|```)", DOCS, re.DOTALL)
         assert block is not None
         assert f"={key}=" in block[1] or f"-literal={key}=" in block[1], (name, key)
+
+
+def test_secrets_and_backups_that_the_docs_make_are_not_uploaded_with_a_job(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    named = set(re.findall(r"scripts/(?:secrets|mlflow-backup) ([\w./-]+)", DOCS)) | {"infra/compose/secrets", "secrets", "backups/x.dump"}
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    excludes = get_excludes_from_ignore_files(tmp_path, include_gitignore=True)
+    for name in named:
+        path = tmp_path / name if "." in Path(name).name else tmp_path / name / "ray_token"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        folders = [path, *path.parents[: len(path.relative_to(tmp_path).parts) - 1]]
+        assert any(exclude(one) for exclude in excludes for one in folders), name
+        assert subprocess.run(["git", "check-ignore", "-q", path.relative_to(tmp_path)], cwd=ROOT).returncode == 0, name
+    assert not any(exclude(tmp_path / "jobs" / "train.py") for exclude in excludes)
 
 
 def test_no_secret_and_no_path_of_a_machine_is_in_the_files() -> None:
