@@ -3,6 +3,7 @@
 import fnmatch
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,35 @@ def test_rays_own_loader_takes_the_cluster_file() -> None:
     assert (types["gpu-spot"]["min_workers"], config["idle_timeout_minutes"]) == (0, 10)
     assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+
+
+def test_machines_run_what_the_image_has_with_its_secrets_and_all_threads() -> None:
+    from ray.autoscaler._private.command_runner import _with_interactive
+    from ray.autoscaler._private.util import prepare_config
+
+    config = prepare_config(yaml.safe_load((FOLDER / "cluster.yaml").read_text()))
+    assert [*config["head_setup_commands"], *config["worker_setup_commands"]] == []  # Ray's defaults install a Ray of their own
+    options = dict(one.removeprefix("--env ").split("=") for one in config["docker"]["run_options"] if one.startswith("--env "))
+    assert options["RAY_JOB_STOP_WAIT_TIME_S"] == "90"
+    assert options["MLFLOW_TRACKING_PASSWORD_FILE"] in config["file_mounts"]
+    assert "OMP_NUM_THREADS=1" in str(_with_interactive("x"))
+    for command in (config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]):
+        assert command.startswith("unset OMP_NUM_THREADS; /app/infra/image/entrypoint ray start ")
+        (store,) = re.findall(r"--object-store-memory=(\d+)", command)
+        (room,) = re.findall(r"--shm-size=(\d+)g", " ".join(config["docker"]["run_options"]))
+        assert int(store) <= int(room) * 2**30 // 2  # torch's data loaders use /dev/shm too
+
+
+def test_machines_get_the_roles_that_the_docs_make() -> None:
+    types = yaml.safe_load((FOLDER / "cluster.yaml").read_text())["available_node_types"]
+    profiles = {name: one["node_config"]["IamInstanceProfile"]["Name"] for name, one in types.items()}
+    assert profiles == {"head": "stratum-head", "gpu-spot": "stratum-trainer", "cpu": "stratum-trainer"}
+    docs = (ROOT / "docs" / "operations.md").read_text()
+    # Drivers of submitted jobs run on the head, and write to S3 there.
+    assert "| `stratum-head` | `launcher.json`, `trainer.json` |" in docs
+    assert "| `stratum-trainer` | `trainer.json` |" in docs
+    (give,) = [one for one in policy("launcher") if one["Action"] == "iam:PassRole"]
+    assert give["Resource"].endswith("role/stratum-trainer")
 
 
 def test_a_mistake_in_the_cluster_file_is_seen() -> None:

@@ -82,6 +82,24 @@ def test_the_image_runs_as_nobody_special_with_this_python() -> None:
     assert "PYTHONPATH=platform:models:serve" in DOCKERFILE
 
 
+def test_login_shells_find_the_images_python() -> None:
+    # As Ray's cluster launcher runs its commands; Debian's /etc/profile has set PATH anew before it reads the image's own part.
+    assert "infra/image/profile.sh /etc/profile.d/stratum.sh" in instructions("COPY")
+    script = f". {IMAGE / 'profile.sh'}; echo $PATH"
+    done = subprocess.run(["bash", "-c", script], env={"PATH": "/usr/local/bin:/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+    assert done.stdout == "/opt/venv/bin:/usr/local/bin:/usr/bin:/bin\n"
+    environment = " ".join(instructions("ENV"))
+    assert f"PATH={done.stdout.split(':')[0]}:" in environment
+    (home,) = re.findall(r"HOME=(\S+)", environment)
+    mounted = yaml.safe_load((ROOT / "infra/aws/cluster.yaml").read_text())["file_mounts"]
+    assert f"{home}/.ray/auth_token" in mounted
+
+
+def test_what_ray_and_kuberay_call_is_installed() -> None:
+    (install,) = [line for line in instructions("RUN") if "apt-get install" in line]
+    assert {"rsync", "openssh-client", "wget"} <= set(install.split())  # the cluster launcher's first two, KubeRay's probes
+
+
 def run_entrypoint(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([IMAGE / "entrypoint", *command], env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True)
 
