@@ -109,6 +109,22 @@ def test_the_proxy_and_prometheus_ask_the_ports_that_are_listened_on() -> None:
         assert f"--metrics-export-port={found['port']}" in SERVICES[name]["command"]
 
 
+def test_what_is_served_is_deployed_for_as_long_as_the_head_is_there() -> None:
+    serve, head = SERVICES["serve"], SERVICES["head"]
+    script, address, file = serve["command"].split()[1:]
+    assert (ROOT / script.removeprefix("/app/")).is_file()
+    assert address == "http://head:" + re.findall(r"--dashboard-port=(\d+)", head["command"])[0]
+    assert f"./serve.yaml:{file}:ro" in serve["volumes"]
+    assert {name for name, service in SERVICES.items() if service["restart"] != "unless-stopped"} == set()  # after a reboot, too
+
+
+@pytest.mark.parametrize("name", ["head", "worker"])
+def test_rays_object_store_fits_into_its_memory(name: str) -> None:
+    (room,) = re.findall(r"STRATUM_SHM:-(\d+)gb", SERVICES[name]["shm_size"])
+    (store,) = re.findall(r"--object-store-memory=(\d+)", SERVICES[name]["command"])
+    assert int(store) <= int(room) * 2**30 // 2  # torch's data loaders use /dev/shm too
+
+
 def test_what_is_served_is_a_serve_configuration() -> None:
     from ray.serve.schema import ServeDeploySchema
 

@@ -1,10 +1,12 @@
 """The image's parts that need no container engine: what is copied, what is installed, how secrets and health are read."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from running import until
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = ROOT / "infra" / "image"
@@ -134,6 +137,85 @@ def test_a_missing_secret_ends_the_container_with_a_line() -> None:
     assert done.stderr == "entrypoint: error: MLFLOW_DB_PASSWORD_FILE=/nowhere cannot be read: mount the secret or correct its name\n"
 
 
+class Dashboard:
+    """What Serve's REST API says and was told, at an address of this process's own."""
+
+    def __init__(self) -> None:
+        self.statuses: dict[str, str] | None = {}  # None: it is about to start, and answers 503
+        self.deployed: list[dict[str, object]] = []
+        self.seen: set[str | None] = set()
+
+
+@contextmanager
+def dashboard(made: Dashboard) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, code: int, body: str = "") -> None:
+            made.seen.add(self.headers.get("Authorization"))
+            self.send_response(code if self.path == "/api/serve/applications/" else 404)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def do_GET(self) -> None:
+            there = made.statuses
+            body = json.dumps({"applications": {name: {"status": status} for name, status in (there or {}).items()}})
+            self.answer(503 if there is None else 200, body)
+
+        def do_PUT(self) -> None:
+            config = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if made.statuses is not None:
+                made.deployed.append(config)
+                made.statuses = {application["name"]: "RUNNING" for application in config["applications"]}
+            self.answer(503 if made.statuses is None else 200)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with listening(Handler) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_what_is_served_comes_back_after_the_head(tmp_path: Path) -> None:
+    config = ROOT / "infra/compose/serve.yaml"
+    made = Dashboard()
+    with dashboard(made) as address:
+        process = subprocess.Popen(
+            [sys.executable, IMAGE / "keep_serving.py", address, config, "0.05"],
+            env={"PATH": os.environ["PATH"], "RAY_AUTH_TOKEN": "t0k"},
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            until(lambda: made.deployed == [yaml.safe_load(config.read_text())], 60)
+            for statuses in ({}, {"other": "RUNNING"}, {"stratum": "DEPLOY_FAILED"}):
+                before = len(made.deployed)
+                made.statuses = None
+                time.sleep(0.3)  # a head that does not answer yet is waited for
+                assert len(made.deployed) == before
+                made.statuses = dict(statuses)
+                until(lambda: len(made.deployed) == before + 1, 60)  # noqa: B023
+            made.statuses = {"stratum": "DEPLOYING"}
+            time.sleep(0.5)
+            assert len(made.deployed) == 4  # what is there is left alone
+            assert process.poll() is None
+        finally:
+            process.kill()
+            process.wait(30)
+    assert made.seen == {"Bearer t0k"}
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """The port of a server on loopback."""
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @contextmanager
 def agent(status: int, seen: list[str | None]) -> Iterator[int]:
     class Handler(BaseHTTPRequestHandler):
@@ -145,13 +227,8 @@ def agent(status: int, seen: list[str | None]) -> Iterator[int]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(Handler) as port:
+        yield port
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
