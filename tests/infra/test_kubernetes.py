@@ -121,6 +121,32 @@ def test_no_service_puts_its_address_into_a_pods_environment(overlay: str) -> No
     assert [pod["metadata"]["labels"] for pod in pods(rendered(overlay)) if pod["spec"].get("enableServiceLinks") is not False] == []
 
 
+def ray_pods(resources: tuple[dict[str, Any], ...]) -> list[tuple[dict[str, str], int]]:
+    """The labels of Ray's pods, with those that KubeRay adds, and how many there are at least."""
+    found = []
+    for one in (resource for resource in resources if resource["apiVersion"] == "ray.io/v1"):
+        for group in kuberay.groups(one):
+            kind, least = ("worker", group["minReplicas"]) if "groupName" in group else ("head", 1)
+            found.append(({**group["template"]["metadata"]["labels"], "ray.io/node-type": kind}, least))
+    return found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_drain_is_blocked_for_ever(overlay: str) -> None:
+    resources = rendered(overlay)
+    others = [
+        (one["spec"]["template"]["metadata"]["labels"], one["spec"]["replicas"])
+        for one in resources
+        if one["kind"] in ("Deployment", "StatefulSet")
+    ]
+    for budget in (one["spec"] for one in resources if one["kind"] == "PodDisruptionBudget"):
+        guarded = [
+            least for labels, least in [*ray_pods(resources), *others] if budget["selector"]["matchLabels"].items() <= labels.items()
+        ]
+        assert guarded, "it guards nothing"
+        assert min(guarded) > budget["minAvailable"]  # not maxUnavailable, which is no number of pods where a RayCluster owns them
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_ray_asks_for_a_token_and_nobody_outside_reaches_the_dashboard(overlay: str) -> None:
     import ray
