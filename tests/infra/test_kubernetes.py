@@ -198,4 +198,21 @@ def test_the_jobs_flags_exist(overlay: str) -> None:
     (job,) = [one for one in rendered(overlay) if one["kind"] == "RayJob"]
     python, script, *flags = job["spec"]["entrypoint"].split()
     assert (python, script) == ("python", "/app/jobs/tune_losnet.py")
-    assert tyro.cli(tune_losnet.Args, args=flags).storage == "s3://stratum/runs"
+    args = tyro.cli(tune_losnet.Args, args=flags)
+    assert args.storage == "s3://stratum/runs"
+    (_, workers) = kuberay.groups(job)
+    assert args.max_concurrent == workers["maxReplicas"]  # there are none when the sweep begins, so that it cannot go by their number
+
+
+def test_the_docs_flags_exist() -> None:
+    import importlib
+
+    import tyro
+
+    commands = re.findall(r"python jobs/(\w+)\.py (.*)", (ROOT / "docs" / "operations.md").read_text())
+    assert {"train", "tune_losnet", "promote", "prune"} <= {job for job, _ in commands}
+    for job, flags in commands:
+        tyro.cli(importlib.import_module(job).Args, args=flags.partition(" #")[0].split())
+    (limits,) = {flags[-1] for job, flags in commands if "--gpu --max-concurrent" in flags}
+    (train,) = [one for one in rendered("production") if one["kind"] == "RayCluster"]
+    assert limits == str(next(group for group in kuberay.groups(train) if group.get("groupName") == "gpu-spot")["maxReplicas"])
