@@ -174,8 +174,23 @@ def test_gpu_workers_bear_spot_machines_and_scale_from_nothing() -> None:
     assert len(gpus) == 2
     for group in gpus:
         assert group["minReplicas"] == 0
-        assert group["template"]["spec"]["terminationGracePeriodSeconds"] < 120
         assert {"stratum/spot", "nvidia.com/gpu"} <= {one["key"] for one in group["template"]["spec"]["tolerations"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_that_are_told_to_go_have_time_for_what_they_do(overlay: str) -> None:
+    import train
+
+    from stratum_serve.config import Limits
+
+    resources = rendered(overlay)
+    (settings,) = [one["data"] for one in resources if one["kind"] == "ConfigMap" and one["metadata"]["name"] == "settings"]
+    drain = float(settings["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    assert drain >= max(Limits().seconds, train.Args.grace_s) + 20  # of notice: Serve and Ray Train look every few seconds
+    for one in (resource for resource in resources if resource["apiVersion"] == "ray.io/v1"):
+        for group in kuberay.groups(one):
+            assert {"configMapRef": {"name": "settings"}} in group["template"]["spec"]["containers"][0]["envFrom"]
+            assert drain + 10 <= group["template"]["spec"]["terminationGracePeriodSeconds"] < 120  # when a spot machine goes
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
