@@ -146,7 +146,7 @@ def test_secrets_that_manifests_want_are_made_in_the_docs() -> None:
     wanted = {
         name for text in INFRA.values() for name in re.findall(r"(?:secretKeyRef: \{name|secretName|secretRef: \{name): ([\w-]+)", text)
     }
-    assert wanted == set(re.findall(r"create secret generic ([\w-]+)", DOCS))
+    assert wanted == set(re.findall(r"create secret (?:generic|tls) ([\w-]+)", DOCS))
     for name, key in {pair for text in INFRA.values() for pair in re.findall(r"secretKeyRef: \{name: ([\w-]+), key: ([\w-]+)\}", text)}:
         block = re.search(rf"create secret generic {name} (.*?)\n(?:kubectl|```)", DOCS, re.DOTALL)
         assert block is not None

@@ -25,7 +25,16 @@ FOLDER = ROOT / "infra" / "kubernetes"
 VERSION = "1.33"
 OVERLAYS = ("local", "production")
 MONITORS = {"ServiceMonitor", "PodMonitor"}
-GIVEN = {"ray-auth", "mlflow", "serve-keys", "gcs-store", "s3-keys", "s3-identities"}  # secrets that docs/operations.md makes
+GIVEN = {
+    "serve-tls",
+    "mlflow-tls",
+    "ray-auth",
+    "mlflow",
+    "serve-keys",
+    "gcs-store",
+    "s3-keys",
+    "s3-identities",
+}  # secrets that docs/operations.md makes
 
 
 @cache
@@ -131,6 +140,59 @@ def ray_pods(resources: tuple[dict[str, Any], ...]) -> list[tuple[dict[str, str]
     return found
 
 
+def test_prometheus_asks_each_of_rays_pods_once() -> None:
+    resources = rendered("production")
+    monitors = {one["kind"]: one["spec"] for one in resources if one["kind"] in MONITORS}
+    head = {"ray.io/node-type": "head", "ray.io/identifier": "x"}
+    services = [
+        {**head, "ray.io/cluster": "serve-x"},
+        {**head, "ray.io/originated-from-crd": "RayService"},
+    ]  # KubeRay makes both of one head
+    assert [selects(monitors["ServiceMonitor"]["selector"], labels) for labels in services] == [True, False]
+    for labels, _ in ray_pods(resources):
+        assert selects(monitors["PodMonitor"]["selector"], labels) == (labels["ray.io/node-type"] == "worker")
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a selector of Kubernetes selects these labels."""
+    assert {one["operator"] for one in selector.get("matchExpressions", [])} <= {"Exists", "In"}
+    kept = all(
+        one["key"] in labels and labels[one["key"]] in one.get("values", labels.values()) for one in selector.get("matchExpressions", [])
+    )
+    return kept and selector.get("matchLabels", {}).items() <= labels.items()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_served_is_reached(overlay: str) -> None:
+    resources = rendered(overlay)
+    (service,) = [one for one in resources if one["kind"] == "RayService"]
+    name = f"{service['metadata']['name']}-serve-svc"  # as KubeRay calls it
+    docs = (ROOT / "docs" / "operations.md").read_text()
+    assert f"port-forward service/{name} 8000:8000" in docs
+    made = {one["metadata"]["name"] for one in resources if one["kind"] == "Service"} | {name}
+    ingresses = [one["spec"] for one in resources if one["kind"] == "Ingress"]
+    assert len(ingresses) == (2 if overlay == "production" else 0)
+    admitted = {port["port"] for one in resources if one["kind"] == "NetworkPolicy" for port in ports_of_ingress(one["spec"])}
+    for spec in ingresses:
+        (rule,) = spec["rules"]
+        assert spec["tls"][0]["hosts"] == [rule["host"]]
+        (path,) = rule["http"]["paths"]
+        assert path["backend"]["service"]["name"] in made
+        assert path["backend"]["service"]["port"]["number"] in admitted
+
+
+def ports_of_ingress(policy: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ports that a policy opens to the ingress's namespace."""
+    return [port for rule in policy.get("ingress", []) if "metadata.name': 'ingress'" in str(rule["from"]) for port in rule["ports"]]
+
+
+def test_the_docs_pod_that_makes_the_bucket_reaches_the_store() -> None:
+    (command,) = re.findall(r"kubectl --namespace stratum run bucket .*", (ROOT / "docs" / "operations.md").read_text())
+    (role,) = re.findall(r"--labels stratum/role=(\w+)", command)
+    (policy,) = [one["spec"] for one in rendered("local") if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "stores"]
+    assert any(selects(peer["podSelector"], {"stratum/role": role}) for rule in policy["ingress"] for peer in rule["from"])
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_no_drain_is_blocked_for_ever(overlay: str) -> None:
     resources = rendered(overlay)
@@ -191,6 +253,28 @@ def test_pods_that_are_told_to_go_have_time_for_what_they_do(overlay: str) -> No
         for group in kuberay.groups(one):
             assert {"configMapRef": {"name": "settings"}} in group["template"]["spec"]["containers"][0]["envFrom"]
             assert drain + 10 <= group["template"]["spec"]["terminationGracePeriodSeconds"] < 120  # when a spot machine goes
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_rays_object_store_fits_into_its_memory(overlay: str) -> None:
+    for one in (resource for resource in rendered(overlay) if resource["apiVersion"] == "ray.io/v1"):
+        for group in kuberay.groups(one):
+            store, spec = int(group["rayStartParams"]["object-store-memory"]), group["template"]["spec"]
+            (shm,) = [volume["emptyDir"]["sizeLimit"] for volume in spec["volumes"] if volume["name"] == "shm"]
+            for room in (shm, spec["containers"][0]["resources"]["limits"]["memory"]):
+                assert store <= float(room.removesuffix("Gi")) * 2**30 / 2  # torch's data loaders and the models need room too
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_served_fits_onto_the_workers_that_there_are(overlay: str) -> None:
+    (service,) = [one for one in rendered(overlay) if one["kind"] == "RayService"]
+    assert service["spec"]["excludeHeadPodFromServeSvc"] is True  # no replica runs there, and it may be away
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    (_, workers) = kuberay.groups(service)
+    each = float(workers["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
+    for end in ("min", "max"):
+        wanted = sum(application["args"][part][f"{end}_replicas"] * application["args"][part]["cpus"] for part in ("scaling", "ingress"))
+        assert wanted <= each * workers[f"{end}Replicas"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
