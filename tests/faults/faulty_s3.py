@@ -1,7 +1,7 @@
 """A proxy in front of an S3 server that refuses, breaks off and stalls at random, from a fixed seed.
 
 A request is refused before the server sees it, as an overloaded server does (503), or its connection is reset: before the server sees it,
-after the server has done what was asked, or in the middle of the answer.
+after the server has done what was asked, or in the middle of the answer. Or it stalls; one that its client gives up meanwhile goes no further.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Faults:
     refused: float = 0.20
     reset: float = 0.05
     stalled: float = 0.02
-    stall_s: float = 1.0
+    stall_s: float = 4.0
 
 
 @dataclass(kw_only=True)
@@ -55,6 +55,9 @@ class _Proxy:
             return _reset(request)
         if fault == "stalled":
             await asyncio.sleep(self._faults.stall_s)
+            if request.transport is None or request.transport.is_closing():
+                self._done["given up"] += 1
+                return web.Response()
         return await self._forward(request, body, fault)
 
     def _draw(self) -> str:
