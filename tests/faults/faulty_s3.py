@@ -1,7 +1,7 @@
 """A proxy in front of an S3 server that refuses, breaks off and stalls at random, from a fixed seed.
 
 A request is refused before the server sees it, as an overloaded server does (503), or its connection is reset: before the server sees it,
-after the server has done what was asked, or in the middle of the answer. Or it stalls; one that its client gives up meanwhile goes no further.
+after the server has done what was asked, or in the middle of the answer. Or it stalls; one that its client has given up goes no further.
 """
 
 import asyncio
