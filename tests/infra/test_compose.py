@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -156,6 +157,30 @@ def test_without_docker_one_line_says_what_is_missing(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "up: error: docker compose is missing: install Docker with its compose plugin\n"
+
+
+@pytest.mark.parametrize(("settings", "built"), [({}, ["stratum:0.1.0"]), ({"STRATUM_IMAGE": "registry/mine:1"}, [])])
+def test_up_brings_the_image_up_to_date(settings: dict[str, str], built: list[str], tmp_path: Path) -> None:
+    for folder in ("scripts", "infra"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("secrets", "__pycache__") if folder == "infra" else None
+        )
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(f'#!/bin/sh\necho "$STRATUM_CONFIGURATION $*" >>{tmp_path}/calls\n')  # every image is there
+    docker.chmod(0o755)
+    configurations = []
+    for change in ("", "\n# changed\n"):
+        with (tmp_path / "infra" / "compose" / "serve.yaml").open("a") as file:
+            file.write(change)
+        (tmp_path / "calls").unlink(missing_ok=True)
+        env = {"PATH": f"{docker.parent}:{Path(sys.executable).parent}:/usr/bin:/bin", **settings}
+        subprocess.run([tmp_path / "scripts" / "up"], env=env, capture_output=True, check=True, timeout=60)
+        calls = [line.split(" ") for line in (tmp_path / "calls").read_text().splitlines()]
+        assert [call[call.index("--tag") + 1] for call in calls if call[1] == "build"] == built
+        assert calls[-1][-2:] == ["up", "--detach"]
+        configurations.append(calls[-1][0])
+    assert len(set(configurations)) == 2  # who reads it is made anew
 
 
 def test_the_bucket_is_made_once(s3_env: Any) -> None:

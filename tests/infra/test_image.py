@@ -76,6 +76,21 @@ def test_libraries_are_those_of_the_project_and_pinned() -> None:
     assert all("--constraint constraints.txt" in part for part in re.findall(r"pip install[^;]*", "\n".join(instructions("RUN"))))
 
 
+def test_wheels_for_cpus_come_from_their_index_alone_and_before_the_rest() -> None:
+    (install,) = [line for line in instructions("RUN") if "TORCH_INDEX_URL" in line]
+    wheels, rest = re.findall(r"pip install [^;]*", install)
+    assert wheels.split()[2:] == [
+        "--constraint",
+        "constraints.txt",
+        "--no-deps",
+        "--index-url",
+        '"$TORCH_INDEX_URL"',
+        "torch",
+        "torchvision",
+    ]
+    assert "--index-url" not in rest  # PyPI's; what is installed already fits its constraints and stays
+
+
 def test_the_image_runs_as_nobody_special_with_this_python() -> None:
     assert instructions("USER") == ["1000:1000"]
     (base,) = {line for line in instructions("ARG") if line.startswith("PYTHON_IMAGE")}
