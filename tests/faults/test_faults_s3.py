@@ -9,17 +9,14 @@ import pytest
 from faulty_s3 import FaultyS3, faulty_s3
 from in_process import exit_code
 from mlflow import MlflowClient
-from PIL import Image
-from runs import SMALL, losses, only_run, training
+from runs import SMALL, losses, only_run, training, write_ore
 
 from stratum import storage
-from stratum.data.source import DataSpec, load_data
 from stratum.tracking import open_run
 from stratum.tracking.delivery import deliver_leftovers
 from stratum.training.run import run_local
 from stratum.training.spec import from_dict
 from stratum_models.catalog import build_model
-from stratum_models.interface import InstanceTarget
 from stratum_models.package import Manifest, load_package, save_package
 
 IMAGES = 10
@@ -41,18 +38,7 @@ def bad(s3_env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture
 def ore(tmp_path: Path) -> Path:
-    """Images and masks of ids, as a labelling tool leaves them."""
-    data = load_data(DataSpec(uri=f"synthetic://ore?images={IMAGES}&size=64&seed=0"))
-    for part in ("images", "masks"):
-        (tmp_path / "ore" / part).mkdir(parents=True)
-    for index, sample in enumerate([*data.train, *data.val]):
-        assert isinstance(sample.target, InstanceTarget)
-        ids = np.zeros(sample.image.shape[1:], dtype=np.uint16)
-        for number, mask in enumerate(sample.target.masks.numpy(), 1):
-            ids[mask] = number
-        Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(tmp_path / "ore" / "images" / f"{index:02d}.png")
-        Image.fromarray(ids).save(tmp_path / "ore" / "masks" / f"{index:02d}.png")
-    return tmp_path / "ore"
+    return write_ore(tmp_path / "ore", IMAGES)
 
 
 def check_faults(proxy: FaultyS3, least: int, *, given_up: int = 1) -> None:
