@@ -107,7 +107,7 @@ def faulty_s3(server: str, faults: Faults | None = None, seed: int = 0) -> Itera
     try:
         yield made
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(_end(runner), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()
@@ -123,6 +123,14 @@ async def _start(proxy: _Proxy, made: FaultyS3) -> web.AppRunner:
     await site.start()
     made.endpoint = "http://{}:{}".format(*runner.addresses[0][:2])
     return runner
+
+
+async def _end(runner: web.AppRunner) -> None:
+    await runner.cleanup()
+    stalled = asyncio.all_tasks() - {asyncio.current_task()}  # requests whose clients have given up
+    for task in stalled:
+        task.cancel()
+    await asyncio.gather(*stalled, return_exceptions=True)
 
 
 async def _session(app: web.Application):  # type: ignore[no-untyped-def]
