@@ -1,6 +1,5 @@
 """Tracking against a real sqlite store and a real MLflow server that goes away and comes back."""
 
-import os
 import pickle
 import shlex
 import signal
@@ -9,15 +8,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
+from mlflow_server import Server, running_server
 from sqlalchemy.exc import OperationalError
 
 from stratum.tracking import RunLogger, check_reachable, client_for, close_stale_runs, flatten, open_run, tracking_uri, ui_command
@@ -25,8 +21,6 @@ from stratum.tracking.delivery import Outbox, deliver_leftovers, metric_item, sp
 from stratum.tracking.stale import HOST, PID, STARTED, is_abandoned, owner_tags
 from stratum.tracking.store import one_line_errors, shown
 from stratum_models.errors import UserError
-
-START_SECONDS = 150  # importing MLflow twice takes a while on a busy machine
 
 
 @pytest.fixture(autouse=True)
@@ -318,56 +312,11 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
             pytest.fail("a run was opened")
 
 
-class Server:
-    """A real MLflow server that can be stopped and started again on the same port and store."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.uri, self._folder, self._port = f"http://127.0.0.1:{port}", folder, port
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
-        command += [
-            "--backend-store-uri",
-            f"sqlite:///{self._folder}/server.db",
-            "--artifacts-destination",
-            str(self._folder / "artifacts"),
-        ]
-        with open(self._folder / "server.log", "ab") as log:
-            environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, env=environment)
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        raise TimeoutError((self._folder / "server.log").read_text()[-2000:])
-
-    def stop(self) -> None:
-        if self._process is None:
-            return
-        family = [*psutil.Process(self._process.pid).children(recursive=True), psutil.Process(self._process.pid)]
-        for process in family:
-            process.kill()
-        self._process.wait(30)
-        psutil.wait_procs(family[:-1], 30)
-        self._process = None
-
-
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Server(tmp_path, port)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    try:
-        server.start()
+    with running_server(tmp_path) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.mark.timeout(600)

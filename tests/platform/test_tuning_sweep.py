@@ -180,6 +180,19 @@ def test_concurrency_follows_the_cluster(
     assert concurrency(replace(sweep, max_concurrent=5), resources) == 5
 
 
+@pytest.mark.parametrize(("address", "resources", "advised"), [("head:6379", {}, 1), ("head:6379", {"CPU": 4.0}, 0), ("", {}, 0)])
+def test_a_cluster_that_is_still_to_grow_is_pointed_out(
+    address: str, resources: dict[str, float], advised: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    said: list[str] = []
+    sweep = sweep_spec(tmp_path)
+    concurrency(sweep, resources, said.append)
+    assert ["--max-concurrent" in line for line in said] == [True] * advised
+    assert concurrency(replace(sweep, max_concurrent=8), {}, said.append) == 8
+    assert len(said) == advised
+
+
 def test_a_sweep_is_stored_and_read_back(tmp_path: Path) -> None:
     sweep = sweep_spec(tmp_path, models=("losnet:head_convs=1",), tables=("2", "4"), extra={"mask_channels": 16})
     save_sweep(sweep, None)

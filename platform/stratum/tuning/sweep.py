@@ -24,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from stratum import storage
+from stratum.cluster import ray_is_local
 from stratum.tracking import client_for
 from stratum.training.distributed import worker_resources
 from stratum.training.progress import duration
@@ -143,13 +144,17 @@ def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool =
     return rows, interrupt.is_set()
 
 
-def concurrency(sweep: SweepSpec, resources: Mapping[str, float]) -> int:
+def concurrency(sweep: SweepSpec, resources: Mapping[str, float], say: Say = print) -> int:
     """How many trials run side by side: as many as the cluster has room for their workers, whom Tune itself does not count."""
+    if sweep.max_concurrent:
+        return sweep.max_concurrent
     workers = sweep.base.num_workers
-    room = resources.get("CPU", 1.0) // (workers * sweep.base.cpus_per_worker)
+    room = resources.get("CPU", 0.0) // (workers * sweep.base.cpus_per_worker)
     if sweep.base.use_gpu:
         room = min(room, resources.get("GPU", 0.0) // workers)
-    return sweep.max_concurrent or max(1, int(room))
+    if room < 1 and not ray_is_local():
+        say("the cluster has no room for a trial yet: one runs at a time, however much it grows; --max-concurrent says how many may")
+    return max(1, int(room))
 
 
 def end_run(tracking: str, run_id: str | None, status: str, say: Say, tags: Mapping[str, str] | None = None) -> None:
@@ -186,15 +191,15 @@ def _tuner(trainable: Any, sweep: SweepSpec, tracking: str, resume: bool, say: S
             f"{path}/tune", trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem
         )
         return tuner
-    space, config = _space(sweep)
+    space, config = _space(sweep, say)
     failures = FailureConfig(max_failures=sweep.base.max_failures)
     run = RunConfig(name="tune", storage_path=path, storage_filesystem=filesystem, failure_config=failures, callbacks=[watch], verbose=0)
     return Tuner(trainable, param_space=space, tune_config=config, run_config=run)
 
 
-def _space(sweep: SweepSpec) -> tuple[dict[str, Any], TuneConfig]:
+def _space(sweep: SweepSpec, say: Say) -> tuple[dict[str, Any], TuneConfig]:
     shared: dict[str, Any] = {
-        "max_concurrent_trials": concurrency(sweep, ray.cluster_resources()),  # type: ignore[no-untyped-call]
+        "max_concurrent_trials": concurrency(sweep, ray.cluster_resources(), say),  # type: ignore[no-untyped-call]
         "trial_name_creator": _name,
         "trial_dirname_creator": _name,
     }
