@@ -140,6 +140,11 @@ def load_manifest(folder: Path) -> Manifest:
     return Manifest.from_json(_read(path).decode("utf-8", errors="replace"), str(path))
 
 
+def manifest_sha256(folder: Path) -> str:
+    """The hash of a package's manifest, and so of the whole package: the manifest holds the hash of the weights."""
+    return hashlib.sha256(_read(folder / MANIFEST_FILE)).hexdigest()
+
+
 def load_package(folder: Path) -> LoadedModel:
     """The model of a package, its weights checked against the manifest's hash.
 

@@ -83,8 +83,20 @@ def test_the_same_weights_with_another_threshold_are_another_package(store: str,
     for threshold in (0.3, 0.6):
         folder = make(score_threshold=threshold)
         with open_run("registry", "train") as run:
-            log_package(run.run_id, folder)
-        assert load_manifest(fetch_package(f"runs:/{run.run_id}/package")).score_threshold == threshold
+            uri = log_package(run.run_id, folder, "thresholds")
+        for name in (uri, f"runs:/{run.run_id}/package"):
+            assert load_manifest(fetch_package(name)).score_threshold == threshold
+    client_for(store).delete_model_version_tag("thresholds", "1", "manifest_sha256")  # as of a version of an earlier release
+    assert load_manifest(fetch_package("models:/thresholds/1")).score_threshold == 0.3
+
+
+def test_a_run_that_logs_its_package_again_has_the_figures_of_the_last(store: str, make: PackageMaker) -> None:
+    with open_run("registry", "train") as run:
+        for latency in (30.0, 20.0):
+            folder = make(cost={"latency_ms": latency})
+            assert log_package(run.run_id, folder, "again") == "models:/again/1"
+            assert same(fetch_package("models:/again/1"), folder)
+    assert client_for(store).get_model_version("again", "1").tags["cost/latency_ms"] == "20.0"
 
 
 def test_a_package_on_s3(s3_env: object, make: PackageMaker) -> None:
