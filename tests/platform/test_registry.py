@@ -246,3 +246,15 @@ def test_versions_measured_on_other_data_are_pointed_out(store: str, make: Packa
         with open_run("registry", "train") as run:
             log_package(run.run_id, folder, "other-data")
     assert "2 different data sets" in promote("other-data", "val/mask_ap50").warnings[0]
+
+
+def test_versions_timed_on_other_machines_are_pointed_out(store: str, make: PackageMaker) -> None:
+    for device in ("one", "other"):
+        cost = {"cost/latency_ms": 30.0, "cost/params": 2e6}
+        folder = make(metrics={"val/mask_ap50": 0.5}, cost=cost, cost_setting={"device": device, "threads": "2"})
+        with open_run("registry", "train") as run:
+            log_package(run.run_id, folder, "other-machine")
+    (warning,) = promote("other-machine", "val/mask_ap50", ["cost/latency_ms=40", "cost/params=3e6"]).warnings
+    where = "device one, threads 2; device other, threads 2"
+    assert warning == f"the versions were measured on {where}: their cost/latency_ms is not comparable"
+    assert promote("other-machine", "val/mask_ap50").warnings == ()

@@ -14,7 +14,7 @@ from stratum.data.source import DataSpec
 from stratum.tracking import open_run
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
 from stratum.tuning import trial
-from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measure, winner, with_costs
+from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measured, winner, with_costs
 from stratum.tuning.outcome import time_finalists
 from stratum.tuning.results import comparison, plot_effects, plot_front, problems, report_rows
 from stratum.tuning.space import ablation_grid
@@ -55,7 +55,7 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
     with open_run("sweeps", "tiny") as parent:
         rows, interrupted = run_sweep(sweep, parent.run_id, parent.uri, say=said.append)
         chosen = choose_finalists(rows, sweep)
-        costs = measure(chosen, sweep)
+        costs = measured(chosen, sweep)
     rows = with_costs(rows, costs)
     keep_costs(rows, costs)
     assert not interrupted
@@ -145,6 +145,9 @@ def check_costs(row: TrialRow) -> None:
     assert row.package
     manifest = load_manifest(Path(row.package))
     assert manifest.cost["cost/latency_ms"] == row.metrics["cost/latency_ms"]
+    assert (manifest.cost_setting["size"], manifest.cost_setting.keys()) == ("96x128", {"device", "threads", "size"})
+    assert {"train/step_ms", "train/memory_mb"} <= row.metrics.keys()  # beside other trials
+    assert not {"train/step_ms", "train/memory_mb"} & manifest.metrics.keys()
 
 
 def test_optuna_is_told_finished_trials_alone() -> None:

@@ -33,6 +33,7 @@ REQUIREMENTS = (  # of what a model's own code imports; MLflow adds itself
     *("pillow", "tifffile", "pycocotools", "boto3", "platformdirs", "psutil"),
 )
 SHA_TAG, MANIFEST_TAG = "weights_sha256", "manifest_sha256"
+SETTING_TAG = "cost_setting"  # what time and memory were measured with
 
 
 def log_package(run_id: str, folder: Path, register_as: str | None = None, *, uri: str | None = None) -> str:
@@ -141,6 +142,7 @@ def _version_tags(folder: Path, manifest: Manifest) -> dict[str, str]:
         "classes": ",".join(manifest.classes),
         "data_fingerprint": manifest.data_fingerprint,
         "score_threshold": repr(manifest.score_threshold),
+        SETTING_TAG: ", ".join(f"{name} {value}" for name, value in sorted(manifest.cost_setting.items())),
         SHA_TAG: manifest.weights_sha256,
         MANIFEST_TAG: manifest_sha256(folder),
     }

@@ -2,6 +2,7 @@
 
 import contextvars
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
+import torch
 
 from stratum import logs, storage
 from stratum.cluster import ray_is_local
@@ -150,6 +152,19 @@ def _guarded(function: Work[T], note: str, relay: Relay | None) -> T | NonFinite
             return error
         storage.write_bytes(note, str(error).encode())
         raise
+
+
+def in_a_task(call: Callable[..., T], *arguments: object, cpus: float, gpu: bool) -> T:
+    """The answer of a call on a node with so many CPUs, which PyTorch then uses, and a GPU where that is asked."""
+    task = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_retries=1)(_with_its_cpus)
+    answer: T = ray.get(task.remote(call, *arguments))
+    return answer
+
+
+def _with_its_cpus(call: Callable[..., T], *arguments: object) -> T:
+    """The body of the Ray task, whose process may have done others with other CPUs before."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+    return call(*arguments)
 
 
 def worker_resources(spec: RunSpec) -> dict[str, float]:

@@ -254,7 +254,7 @@ def write_package(spec: RunSpec, data: Dataset, model: SegmentationModel, result
         num_classes=len(data.classes),
         task=data.task,
         depth_rule=asdict(data.depth) if data.depth else None,
-        metrics={name: value for name, value in metrics.items() if not name.startswith("cost/")},
+        metrics={name: value for name, value in metrics.items() if not name.startswith(("cost/", "train/"))},
         cost={name: value for name, value in metrics.items() if name.startswith("cost/")},
         data_fingerprint=data.fingerprint,
         score_threshold=evaluator.best_score_threshold(),

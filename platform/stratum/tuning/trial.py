@@ -67,7 +67,7 @@ def _run_trial(variant: Variant, config: Mapping[str, Any], sweep: SweepSpec, pa
         except SystemExit:  # Tune stopped the trial; the driver, which knows why, says how the run ended
             run.leave()
             raise
-        final = {**_beside_others(result.metrics), **costs, **relative_time(spec, result, sweep)}
+        final = {**result.metrics, **costs, **relative_time(spec, result, sweep)}
         final[UTILITY] = sweep.plan.utility(final)
         run.log_metrics(final, step=result.epochs)
         log_figures(run, result, spec)
@@ -103,7 +103,7 @@ def judge(judgement: Judgement, variant: Variant, spec: RunSpec, trained: TrainR
         claim(spec, run.run_id)
         result: TrainResult = with_cpus(spec, evaluated_again, spec, trained)
         costs = static_costs(variant.preset, judgement.overrides, sweep)
-        metrics = {**_beside_others(result.metrics), **costs, **relative_time(spec, result, sweep)}
+        metrics = {**result.metrics, **costs, **relative_time(spec, result, sweep)}
         metrics[UTILITY] = sweep.plan.utility(metrics)
         run.log_metrics(metrics, step=result.epochs)
     return {"metrics": metrics, "run_id": run.run_id, "package": result.package}
@@ -193,15 +193,6 @@ def static_costs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec)
     """``cost/params``, ``cost/macs`` and ``cost/size_mb`` of a network at the sweep's size, whatever size it predicts at."""
     classes = len(load_data(sweep.base.data).classes)
     return cost.preset_cost(preset, sweep.cost_size, num_classes=classes, overrides=cost.unresized(overrides))
-
-
-def _beside_others(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics with time and memory of training under ``train/...``.
-
-    Other trials ran beside this one and share its machine: ``cost/train_step_ms`` and ``cost/train_memory_mb`` are measured alone, later.
-    """
-    shared = ("cost/train_step_ms", "cost/train_memory_mb")
-    return {name.replace("cost/train_", "train/") if name in shared else name: value for name, value in metrics.items()}
 
 
 def earlier_run(spec: RunSpec) -> str | None:
