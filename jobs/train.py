@@ -23,9 +23,11 @@ from stratum.training.engine import TrainResult
 from stratum.training.errors import NonFiniteLossError, StoppedError
 from stratum.training.flags import TrainArgs, run_spec, with_class_weights
 from stratum.training.run import (
+    RUN_FILE,
     check,
     check_device,
     check_name,
+    check_unchanged,
     claim,
     claimed,
     claimed_options,
@@ -73,7 +75,9 @@ def main(args: Args) -> int:
     report_problems(data, say)
     if args.class_weights in RULES and not args.resume:
         spec = with_class_weights(spec, data, args.class_weights, say)
-    if not args.resume:
+    if args.resume:
+        check_unchanged(storage.join(results_folder(args.storage), args.resume, RUN_FILE), data, spec.data)
+    else:
         check_name(spec)  # before the tracking store is asked, which would make a new sqlite file
     check_reachable(tracking_uri())
     options = {name: getattr(args, name) for name in JOB_OPTIONS}
@@ -81,14 +85,14 @@ def main(args: Args) -> int:
         if not local:
             stack.enter_context(cluster(spec))  # before a name is claimed: it may be too small
         if not args.resume:
-            claim(spec, options=options)
+            claim(spec, options=options, fingerprint=data.fingerprint)
         print(
             f"run {spec.name}: {len(data.train)} training images, {len(data.val)} for validation, classes {', '.join(data.classes)}",
             flush=True,
         )
         try:
             with open_run(spec.experiment, spec.name, parameters(spec), {"stratum.kind": "train"}, resume_id=earlier) as run:
-                claim(spec, run.run_id, options)
+                claim(spec, run.run_id, options, data.fingerprint)
                 with stop_on_sigterm(args.grace_s) as stop:
                     result = train(spec, run, stop, local=local)
                 afar = not local and not ray_is_local()

@@ -1,5 +1,6 @@
 """jobs/train.py from its command line: what it keeps, what it refuses, how it goes on."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     assert exit_code("train", *TINY, "--storage", str(tmp_path), "--name", "first") == 2
     assert "go on with --resume first" in capsys.readouterr().err
     assert exit_code("train", "--storage", str(tmp_path), "--resume", "first") == 0
+    written = tmp_path / "first" / "run.json"
+    values = json.loads(written.read_text())
+    assert values["data_fingerprint"] == loaded.manifest.data_fingerprint
+    written.write_text(json.dumps({**values, "data_fingerprint": "other"}))
+    assert exit_code("train", "--storage", str(tmp_path), "--resume", "first") == 2
+    assert "images or labels have changed" in capsys.readouterr().err
     assert [m.step for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1, 2]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from stratum import storage
 from stratum.allocator import keep_freed_memory
 from stratum.data.loader import Loader, build_loader
-from stratum.data.source import Dataset, load_data, require_task
+from stratum.data.source import Dataset, DataSpec, load_data, require_task
 from stratum.metrics.names import BEST_METRIC
 from stratum.training.context import Context, LocalContext
 from stratum.training.engine import Log, TrainResult, train
@@ -108,15 +108,30 @@ def check_name(spec: RunSpec) -> None:
         raise UserError(f"{run_folder(spec)}: a run of this name is there already; go on with --resume {spec.name} or choose another name")
 
 
-def claim(spec: RunSpec, run_id: str | None = None, options: Mapping[str, object] | None = None) -> None:
-    """Writes the run's ``run.json``: what is run, its MLflow run once there is one, and options of the job that are not in the spec.
+def claim(spec: RunSpec, run_id: str | None = None, options: Mapping[str, object] | None = None, fingerprint: str = "") -> None:
+    """Writes the run's ``run.json``: what is run, its MLflow run once there is one, options of the job that are not in the spec, and the
+    fingerprint of the data, for :func:`check_unchanged`.
 
     Raises:
         UserError: a run of this name is there already (where no MLflow run is given), or the storage cannot be written.
     """
     if run_id is None:
         check_name(spec)
-    storage.write_json(storage.join(run_folder(spec), RUN_FILE), {"spec": to_dict(spec), "run_id": run_id, "options": dict(options or {})})
+    values = {"spec": to_dict(spec), "run_id": run_id, "options": dict(options or {}), "data_fingerprint": fingerprint}
+    storage.write_json(storage.join(run_folder(spec), RUN_FILE), values)
+
+
+def check_unchanged(uri: str, data: Dataset, spec: DataSpec) -> None:
+    """Refuses to go on with other data than what the JSON file of a run or a sweep notes; one of an earlier version notes none.
+
+    Raises:
+        UserError: images, labels or their split have changed.
+    """
+    if storage.read_json(uri).get("data_fingerprint") not in (None, "", data.fingerprint):
+        raise UserError(
+            f"{spec.uri}: images or labels have changed since {storage.parent(uri)} was begun: restore them, or start anew under another "
+            "--name (train.py keeps what was learned with --init and a package)"
+        )
 
 
 def claimed(folder: str) -> tuple[RunSpec, str | None]:
