@@ -155,9 +155,11 @@ def cluster(spec: RunSpec) -> Iterator[None]:
     from stratum.cluster import ray_cluster
 
     with ray_cluster():
+        from stratum.shared import check_shared
         from stratum.training.distributed import check_cluster
 
         check_cluster(spec)
+        check_shared(spec.storage, tracking_uri())
         yield
 
 

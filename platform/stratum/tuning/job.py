@@ -120,7 +120,8 @@ def sweep_job(study: str, args: SweepArgs) -> int:
 
 def run(sweep: SweepSpec, earlier: str | None, fingerprint: str, *, resume: bool) -> int:
     """The sweep inside its MLflow run; exit code 1 where no trial finished."""
-    from stratum.tracking import open_run
+    from stratum.shared import check_shared
+    from stratum.tracking import open_run, tracking_uri
     from stratum.training.distributed import check_cluster
     from stratum.tuning.outcome import show, time_finalists
     from stratum.tuning.preparation import lay_groundwork
@@ -128,6 +129,7 @@ def run(sweep: SweepSpec, earlier: str | None, fingerprint: str, *, resume: bool
     from stratum.tuning.sweep import run_sweep
 
     check_cluster(sweep.base)
+    check_shared(sweep.base.storage, tracking_uri())
     if not resume:
         save_sweep(sweep, None, fingerprint)
 
