@@ -94,7 +94,7 @@ def main(args: Args) -> int:
             with open_run(spec.experiment, spec.name, parameters(spec), {"stratum.kind": "train"}, resume_id=earlier) as run:
                 claim(spec, run.run_id, options, data.fingerprint)
                 with stop_on_sigterm(args.grace_s) as stop:
-                    result = train(spec, run, stop, local=local)
+                    result = train(spec, run, stop, data, local=local)
                 afar = not local and not ray_is_local()
                 if not afar:
                     stack.close()  # nothing else should run while the package is timed
@@ -123,21 +123,21 @@ def resume_command(spec: RunSpec) -> str:
     return shlex.join([*program, "--storage", spec.storage, "--resume", spec.name])
 
 
-def train(spec: RunSpec, run: Run, stop: threading.Event, *, local: bool) -> TrainResult:
+def train(spec: RunSpec, run: Run, stop: threading.Event, data: Dataset, *, local: bool) -> TrainResult:
     """The training, in this process or on Ray, until ``stop`` is set: then it ends as at Ctrl-C, but for the checkpoint."""
     try:
-        return train_here(spec, run, stop) if local else train_on_ray(spec, run, stop)
+        return train_here(spec, run, stop, data) if local else train_on_ray(spec, run, stop)
     except StoppedError as stopped:
         say(str(stopped))
         raise KeyboardInterrupt from stopped
 
 
-def train_here(spec: RunSpec, run: Run, stop: threading.Event) -> TrainResult:
+def train_here(spec: RunSpec, run: Run, stop: threading.Event, data: Dataset) -> TrainResult:
     """The training in this process."""
     from stratum.training.journal import open_journal
 
     with run.logger() as logger:
-        return run_local(spec, open_journal(logger), say, stop)
+        return run_local(spec, open_journal(logger), say, stop, data)
 
 
 def train_on_ray(spec: RunSpec, run: Run, stop: threading.Event) -> TrainResult:

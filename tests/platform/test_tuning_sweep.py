@@ -10,7 +10,7 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from stratum.data.source import DataSpec
+from stratum.data.source import Dataset, DataSpec, load_data
 from stratum.tracking import open_run
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
 from stratum.tuning import trial
@@ -107,6 +107,24 @@ def test_a_semantic_network_is_trained_once_and_judged_as_each_row_asks(ray_loca
     assert [run.data.params["model.overrides.samples"] for run in runs] == ["100", "1", "10", "100"]
     assert {run.data.params["model.overrides.temperature"] for run in runs} == {"0.1"}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.run_id}
+
+
+def test_a_trial_reads_its_data_once(mlflow_sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_spec(tmp_path, models=("losnet_debug",), cost_size=(64, 64))
+    sweep = replace(sweep, base=replace(sweep.base, train=replace(sweep.base.train, epochs=1), threads=1))
+    loads: list[DataSpec] = []
+    rows: list[dict[str, Any]] = []
+
+    def loaded(spec: DataSpec) -> Dataset:
+        loads.append(spec)
+        return load_data(spec)
+
+    monkeypatch.setattr("stratum.training.run.load_data", loaded)
+    monkeypatch.setattr(trial.ray.tune, "report", rows.append)
+    with open_run("sweeps", "tiny") as parent:
+        trial._run_trial(sweep.variant({"variant": "losnet_debug"}, "1"), {"variant": "losnet_debug"}, sweep, parent.run_id)
+    assert loads == [sweep.base.data]
+    assert rows[-1]["sweep/finished"] == 1
 
 
 def test_a_trial_waits_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from stratum import logs, storage
 from stratum.cluster import ray_is_local
+from stratum.data.source import Dataset
 from stratum.tracking import RunLogger
 from stratum.training.context import Context
 from stratum.training.engine import Log, TrainResult
@@ -65,18 +66,18 @@ def run_distributed(
     return on_workers(partial(work, spec, run, say or say_on_stdout), spec, callbacks, relay)
 
 
-def work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
-    """What each worker does; rank 0 logs."""
+def work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context, data: Dataset | None = None) -> TrainResult:
+    """What each worker does; rank 0 logs. ``data`` are the run's, where this process has them."""
     logs.set_up_logging()
     with logs.log_fields(run=spec.name, mlflow_run=run.run_id if run else None, rank=context.rank):
-        return _work(spec, run, say, context)
+        return _work(spec, run, say, context, data)
 
 
-def _work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
+def _work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context, data: Dataset | None) -> TrainResult:
     if run is None or context.rank != 0:
-        return execute(spec, context, None, say)
+        return execute(spec, context, None, say, data)
     with run:
-        return execute(spec, context, metered(open_journal(run), spec.name), say)
+        return execute(spec, context, metered(open_journal(run), spec.name), say, data)
 
 
 def metered(log: Log, run: str) -> Log:

@@ -166,18 +166,18 @@ def parameters(spec: RunSpec) -> dict[str, Any]:
     return {**to_dict(spec), "model": {**asdict(spec.model), "overrides": asdict(resolve_config(spec.model.preset, spec.model.overrides))}}
 
 
-def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = say_nothing) -> TrainResult:
+def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = say_nothing, data: Dataset | None = None) -> TrainResult:
     """Trains what the spec says, on this rank; rank 0 writes the package to ``<storage>/<name>/package``.
 
     The result's metrics are those of the package: the weights of the epoch with the highest :data:`BEST_METRIC` (the EMA's,
     where there is one), evaluated once more on the validation images, from which the score threshold of
-    instances is chosen too.
+    instances is chosen too. ``data`` are the spec's where they have been loaded, which takes decoding every image.
     """
     if spec.threads:
         torch.set_num_threads(spec.threads)
     if context.device.type == "cpu":
         keep_freed_memory()
-    data = load(spec)
+    data = data or load(spec)
     torch.manual_seed(spec.train.seed)  # every rank starts from the same weights
     model = make_model(spec.model, data.classes)
     loader, images = build_loaders(spec, data, context)
@@ -201,14 +201,16 @@ def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = 
     return context.gather(result)[0]
 
 
-def run_local(spec: RunSpec, log: Log | None = None, say: Say = say_nothing, stop: Event | None = None) -> TrainResult:
+def run_local(
+    spec: RunSpec, log: Log | None = None, say: Say = say_nothing, stop: Event | None = None, data: Dataset | None = None
+) -> TrainResult:
     """The run in this process, without Ray; a run that was interrupted goes on from its last checkpoint.
 
     Raises:
         StoppedError: ``stop`` was set, and a checkpoint is written.
     """
     device = "cuda" if spec.use_gpu else "cpu"
-    return execute(spec, LocalContext(run_folder(spec), device, stop), log, say)
+    return execute(spec, LocalContext(run_folder(spec), device, stop), log, say, data)
 
 
 def make_model(spec: ModelSpec, classes: tuple[str, ...], say: Say = say_nothing) -> SegmentationModel:
