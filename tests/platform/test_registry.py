@@ -14,6 +14,7 @@ from PIL import Image
 from stratum import storage
 from stratum.registry import fetch_package, log_package, promote
 from stratum.registry.promotion import Candidate, choose, parse_limits, usual_metric
+from stratum.registry.pyfunc import PackageModel
 from stratum.tracking import client_for, open_run, tracking_uri
 from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
@@ -167,6 +168,15 @@ def test_mlflow_itself_can_load_and_call_the_model(store: str, make: PackageMake
         assert len(answer["masks"]) == len(answer["boxes"]) == len(answer["scores"])
     with pytest.raises(UserError, match="shape"):
         model.predict([np.zeros((4, 4, 7), dtype=np.uint8)])
+
+
+@pytest.mark.parametrize("scale", [1 / 255, -1.0, 300.0, np.nan])
+def test_pixels_that_are_no_whole_numbers_are_refused(make: PackageMaker, scale: float) -> None:
+    model = PackageModel(load_package(make()))
+    pixels = np.random.default_rng(0).integers(1, 255, (64, 80, 3)).astype(np.float64)
+    assert model.predict([pixels])[0]["size"] == [64, 80]
+    with pytest.raises(UserError, match=r"holds float64 \(.* to .*\): give whole numbers, 0 to 255"):
+        model.predict([pixels * scale])
 
 
 SERVER = """
