@@ -46,6 +46,11 @@ class TrainResult:
     stop_reason: str
     package: str | None = None  # URI
 
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch, counted from 1, whose weights are kept."""
+        return self.epochs if self.best_epoch is None else self.best_epoch + 1
+
 
 class LossModule(nn.Module):
     """Gives ``model.loss`` the name ``forward``, through which DistributedDataParallel works."""

@@ -197,7 +197,7 @@ def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = 
     evaluator = collect(model, images, evaluator_for(data.task, data.classes), context)
     if evaluator is not None:
         result = write_package(spec, data, model, result, evaluator)
-        say(f"{result.stop_reason}; kept the weights of epoch {(result.best_epoch or 0) + 1}: {result.package}")
+        say(f"{result.stop_reason}; kept the weights of epoch {result.kept_epoch}: {result.package}")
     return context.gather(result)[0]
 
 
