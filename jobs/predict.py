@@ -17,6 +17,7 @@ from stratum.inference.masks import MaskResults
 from stratum.inference.options import with_options
 from stratum.inference.work import BatchSpec, MaskFormat
 from stratum.registry import fetch_package
+from stratum.shared import check_shared
 from stratum.tracking import open_run
 from stratum_models.errors import UserError
 from stratum_models.package import Manifest, load_package
@@ -78,6 +79,7 @@ def main(args: Args) -> int:
     with ExitStack() as stack:
         with ray_cluster():
             check_cluster(spec)  # before the run is opened: bad input leaves none
+            check_shared(spec.storage)
             run = stack.enter_context(open_run(args.experiment, "predict", vars(args))) if args.experiment else None
             found = predict_all(package, spec, works, say=lambda line: print(line, flush=True))
         results = (InstanceResults if manifest.task == "instance" else MaskResults)(found, manifest, spec)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_ASPECT = 4  # by its shorter side alone, an image of 20 x 4000 pixels would grow to 352 x 70400
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,13 +59,16 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
+def scale_factor(size: tuple[int, int], short: int, long: int | None) -> float:
+    """What brings the shorter side to ``short`` pixels, or less if the longer side would pass ``long``, by default 4 times as many."""
+    return min(short / min(size), (long or MAX_ASPECT * short) / max(size))
+
+
 def scaled_size(height: int, width: int, short: int | None, long: int | None) -> tuple[int, int]:
-    """The size with the shorter side at ``short`` pixels, or less if the longer side would pass ``long``; None changes nothing."""
+    """The size after :func:`scale_factor`; None for ``short`` changes nothing."""
     if short is None:
         return height, width
-    factor = short / min(height, width)
-    if long is not None:
-        factor = min(factor, long / max(height, width))
+    factor = scale_factor((height, width), short, long)
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 

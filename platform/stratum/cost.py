@@ -12,6 +12,7 @@
 - Costs are those of the size that is named: options that resize images before the network are left out (:func:`unresized`).
 """
 
+import platform
 import statistics
 import sys
 import time
@@ -157,6 +158,17 @@ def time_models(
 
     with torch.no_grad():
         return time_calls({name: call(model) for name, model in models.items()}, repeats=repeats, warmup=warmup)
+
+
+def device_name(device: str) -> str:
+    """What a clock's device is called, such as ``NVIDIA H100`` or a CPU's model."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def elapsed_ms(call: Callable[[], object]) -> float:

@@ -1,5 +1,6 @@
 """jobs/train.py from its command line: what it keeps, what it refuses, how it goes on."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from in_process import exit_code, load_job
 from mlflow import MlflowClient
 
+from stratum.data.source import load_data
 from stratum.training.run import check
 from stratum_models.catalog import build_model
 from stratum_models.package import Manifest, load_package, save_package
@@ -31,6 +33,8 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     wanted = {"cost/params", "cost/macs", "cost/latency_ms", "cost/infer_memory_mb", "cost/train_s", "cost/train_memory_mb", "cost/size_mb"}
     wanted |= {"cost/train_step_ms"}
     assert wanted <= loaded.manifest.cost.keys()
+    assert loaded.manifest.cost_setting["size"] == "64x64"
+    assert f"threads {loaded.manifest.cost_setting['threads']}" in printed
 
     client = MlflowClient(tracking_uri=mlflow_sqlite)
     [found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -50,7 +54,22 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     assert exit_code("train", *TINY, "--storage", str(tmp_path), "--name", "first") == 2
     assert "go on with --resume first" in capsys.readouterr().err
     assert exit_code("train", "--storage", str(tmp_path), "--resume", "first") == 0
+    written = tmp_path / "first" / "run.json"
+    values = json.loads(written.read_text())
+    assert values["data_fingerprint"] == loaded.manifest.data_fingerprint
+    written.write_text(json.dumps({**values, "data_fingerprint": "other"}))
+    assert exit_code("train", "--storage", str(tmp_path), "--resume", "first") == 2
+    assert "images or labels have changed" in capsys.readouterr().err
     assert [m.step for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1, 2]
+
+
+def test_costs_on_a_cluster_are_those_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, asked = load_job("train"), {}
+    monkeypatch.setattr("stratum.training.distributed.in_a_task", lambda call, *arguments, **where: asked.update(where))
+    spec = job.run_spec(job.Args(data="synthetic://ore?images=10&size=64&seed=0", storage=str(tmp_path), cpus_per_worker=3.0))
+    result = job.TrainResult(epochs=1, history=[], metrics={}, best_epoch=0, stop_reason="", package="/package")
+    job.measured_costs(result, spec, load_data(spec.data), (64, 64), afar=True)
+    assert asked == {"cpus": 3.0, "gpu": False}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from in_process import exit_code, load_job
 
 from stratum.tuning.checks import check_sweep
 from stratum.tuning.job import sweep_spec
+from stratum.tuning.spec import save_sweep
 from stratum.tuning.studies import STUDIES
 from stratum_models.catalog import preset
 from stratum_models.errors import UserError
@@ -72,6 +73,13 @@ def test_an_option_of_the_network_that_trials_are_timed_beside_may_be_set(tmp_pa
     sweep = sweep_spec("two_stage", args)
     check_sweep(sweep, lambda text: None)
     assert "width" not in sweep.variant({"patch": 48}, "7").overrides
+
+
+def test_a_sweep_does_not_go_on_with_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = load_job("tune_arsm").Args(data=CELLS, models="hrnet_arsm_debug", name="one", batch=2, storage=str(tmp_path))
+    save_sweep(sweep_spec("arsm", args), "run", "other")
+    assert exit_code("tune_arsm", "--storage", tmp_path, "--resume", "one") == 2
+    assert f"{CELLS}: images or labels have changed since {tmp_path}/one was begun: restore them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

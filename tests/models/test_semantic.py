@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
+from stratum_models.batching import scaled_size
 from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX, InstanceTarget, SemanticPrediction, SemanticTarget
 from stratum_models.semantic.config import SemanticConfig
@@ -336,6 +337,13 @@ def test_prediction_may_shrink_images() -> None:
     assert network.seen == [(1, 3, 32, 40)]  # 28 x 40, padded
     assert isinstance(found, SemanticPrediction)
     assert found.probabilities.shape == (3, 90, 130)
+
+
+def test_long_thin_images_stay_small() -> None:
+    assert scaled_size(20, 4000, 352, None) == (7, 1408)
+    assert scaled_size(20, 4000, 352, 9000) == (45, 9000)
+    for height, width in ((480, 640), (100, 399), (1600, 400), (33, 77)):  # usual ones are scaled by their shorter side
+        assert scaled_size(height, width, 352, None) == (round(height * 352 / min(height, width)), round(width * 352 / min(height, width)))
 
 
 def test_weights_and_classes_must_agree() -> None:

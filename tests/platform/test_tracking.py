@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from stratum.tracking import RunLogger, check_reachable, client_for, close_stale_runs, flatten, open_run, tracking_uri, ui_command
 from stratum.tracking.delivery import Outbox, deliver_leftovers, metric_item, spool_folder
-from stratum.tracking.stale import HOST, PID, STARTED, is_abandoned, owner_tags
+from stratum.tracking.stale import ALIVE, HOST, PID, STARTED, is_abandoned, owner_tags
 from stratum.tracking.store import one_line_errors, shown
 from stratum_models.errors import UserError
 
@@ -213,6 +213,26 @@ def test_only_dead_processes_of_this_machine_are_abandoned() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     assert is_abandoned({**tags, PID: str(ended.pid)})
+
+
+def test_a_silent_run_of_another_machine_is_closed_with_what_is_below(store: str) -> None:
+    with open_run("ore", "sweep") as sweep, open_run("ore", "trial", parent_id=sweep.run_id) as trial:
+        client = client_for(store)
+        client.set_tag(sweep.run_id, HOST, "another")
+        assert close_stale_runs(store) == []
+        client.set_tag(sweep.run_id, ALIVE, str(time.time() - 1000))
+        assert close_stale_runs(store) == [sweep.run_id]
+        assert {status_of(store, run.run_id) for run in (sweep, trial)} == {"KILLED"}
+
+
+def test_a_run_says_that_its_process_is_alive(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stratum.tracking.stale.BEAT_SECONDS", 0.01)
+    with open_run("ore", "run") as run:
+        client_for(store).set_tag(run.run_id, ALIVE, "0")
+        end = time.monotonic() + 30
+        while client_for(store).get_run(run.run_id).data.tags[ALIVE] == "0":
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
 def test_what_the_store_refuses_does_not_hold_up_the_rest(store: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from stratum.data.source import DataSpec
 from stratum.data.transforms import NONE
 from stratum.tracking import RunLogger, open_run
 from stratum.training.context import Context, LocalContext
-from stratum.training.distributed import check_cluster, on_workers, run_distributed, work
+from stratum.training.distributed import check_cluster, in_a_task, on_workers, run_distributed, work
 from stratum.training.engine import TrainResult, train
 from stratum.training.errors import NonFiniteLossError
 from stratum.training.evaluation import Batch
@@ -179,6 +179,14 @@ def test_a_users_error_is_not_tried_again(spec: RunSpec, tmp_path: Path) -> None
     with pytest.raises(UserError, match="the label of image 7 is torn"):
         on_workers(partial(mistaken, attempts), replace(spec, num_workers=2, cpus_per_worker=0.5))
     assert len(list(attempts.iterdir())) == 1
+
+
+def assigned() -> dict[str, float]:
+    return dict(ray.get_runtime_context().get_assigned_resources())
+
+
+def test_a_task_has_what_it_asks_for() -> None:
+    assert in_a_task(assigned, cpus=0.5, gpu=False) == {"CPU": 0.5}
 
 
 def test_a_local_ray_is_known_by_its_mark(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

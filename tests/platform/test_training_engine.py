@@ -266,6 +266,8 @@ def test_a_run_without_progress_stops_early(tmp_path: Path) -> None:
     result, _ = run(tmp_path, spec, norm=False)
     assert result.epochs == 3
     assert result.best_epoch == 2  # of equals, the last
+    assert result.kept_epoch == 3
+    assert dataclasses.replace(result, best_epoch=None).kept_epoch == 3  # nothing was evaluated
     assert result.stop_reason.startswith("early stopping: val/miou")
 
 

@@ -10,11 +10,11 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from stratum.data.source import DataSpec
+from stratum.data.source import Dataset, DataSpec, load_data
 from stratum.tracking import open_run
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
 from stratum.tuning import trial
-from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measure, winner, with_costs
+from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measured, winner, with_costs
 from stratum.tuning.outcome import time_finalists
 from stratum.tuning.results import comparison, plot_effects, plot_front, problems, report_rows
 from stratum.tuning.space import ablation_grid
@@ -55,7 +55,7 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
     with open_run("sweeps", "tiny") as parent:
         rows, interrupted = run_sweep(sweep, parent.run_id, parent.uri, say=said.append)
         chosen = choose_finalists(rows, sweep)
-        costs = measure(chosen, sweep)
+        costs = measured(chosen, sweep)
     rows = with_costs(rows, costs)
     keep_costs(rows, costs)
     assert not interrupted
@@ -109,6 +109,24 @@ def test_a_semantic_network_is_trained_once_and_judged_as_each_row_asks(ray_loca
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.run_id}
 
 
+def test_a_trial_reads_its_data_once(mlflow_sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_spec(tmp_path, models=("losnet_debug",), cost_size=(64, 64))
+    sweep = replace(sweep, base=replace(sweep.base, train=replace(sweep.base.train, epochs=1), threads=1))
+    loads: list[DataSpec] = []
+    rows: list[dict[str, Any]] = []
+
+    def loaded(spec: DataSpec) -> Dataset:
+        loads.append(spec)
+        return load_data(spec)
+
+    monkeypatch.setattr("stratum.training.run.load_data", loaded)
+    monkeypatch.setattr(trial.ray.tune, "report", rows.append)
+    with open_run("sweeps", "tiny") as parent:
+        trial._run_trial(sweep.variant({"variant": "losnet_debug"}, "1"), {"variant": "losnet_debug"}, sweep, parent.run_id)
+    assert loads == [sweep.base.data]
+    assert rows[-1]["sweep/finished"] == 1
+
+
 def test_a_trial_waits_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "store"
     place.write_text("a file where the store's folder should be")
@@ -145,6 +163,9 @@ def check_costs(row: TrialRow) -> None:
     assert row.package
     manifest = load_manifest(Path(row.package))
     assert manifest.cost["cost/latency_ms"] == row.metrics["cost/latency_ms"]
+    assert (manifest.cost_setting["size"], manifest.cost_setting.keys()) == ("96x128", {"device", "threads", "size"})
+    assert {"train/step_ms", "train/memory_mb"} <= row.metrics.keys()  # beside other trials
+    assert not {"train/step_ms", "train/memory_mb"} & manifest.metrics.keys()
 
 
 def test_optuna_is_told_finished_trials_alone() -> None:

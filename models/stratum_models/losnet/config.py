@@ -54,7 +54,7 @@ class LosNetConfig:
     input_short: int | None = None
     """Prediction resizes the shorter side to this many pixels; None leaves images as they are."""
     input_long: int | None = None
-    """Bound of the longer side when ``input_short`` is set."""
+    """Bound of the longer side when ``input_short`` is set; none: 4 times that."""
 
     def __post_init__(self) -> None:
         checks = {

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from stratum.data.sample import Sample
 from stratum.data.scene import Scene, to_sample, to_scene
+from stratum_models.batching import scale_factor
 from stratum_models.errors import UserError
 
 Size = tuple[int, int]  # height, width in pixels
@@ -33,7 +34,7 @@ class AugmentSpec:
     """
 
     short_sides: tuple[int, ...] = ()  # the shorter side is scaled to one of these; empty: as it is
-    max_long: int | None = None  # the longer side never gets longer than this (before ``scale_range``)
+    max_long: int | None = None  # the longer side never gets longer than this (before ``scale_range``); None: 4 times the shorter
     scale_range: tuple[float, float] = (1.0, 1.0)  # a further factor, drawn evenly in its logarithm
     crop: int | None = None  # side of the square that is cut out or padded to
     flip_horizontal: float = 0.5
@@ -172,11 +173,10 @@ def window(scene: Scene, factor: float, size: Size, spec: AugmentSpec, rng: np.r
 
 def _factor(size: Size, spec: AugmentSpec, rng: np.random.Generator) -> float:
     """By how much the image is scaled."""
-    factor = 1.0
     if spec.short_sides:
-        factor = spec.short_sides[int(rng.integers(len(spec.short_sides)))] / min(size)
-    if spec.max_long is not None:
-        factor = min(factor, spec.max_long / max(size))
+        factor = scale_factor(size, spec.short_sides[int(rng.integers(len(spec.short_sides)))], spec.max_long)
+    else:
+        factor = min(1.0, spec.max_long / max(size)) if spec.max_long else 1.0
     low, high = np.log(spec.scale_range)
     return float(factor * np.exp(rng.uniform(low, high)))
 

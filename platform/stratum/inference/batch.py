@@ -31,7 +31,7 @@ from stratum.inference.work import BatchSpec, Found, Work
 from stratum.training.progress import Say, duration, say_nothing
 from stratum_models.errors import UserError
 from stratum_models.optimize import prepare_for_inference
-from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, load_manifest, load_package
+from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, load_package, manifest_sha256
 
 SAY_SECONDS = 5.0
 
@@ -118,7 +118,7 @@ def predict_all(
     Raises:
         UserError: an earlier run that is to be resumed was another.
     """
-    found = done_before(spec, load_manifest(package).weights_sha256, works) if spec.resume else []
+    found = done_before(spec, manifest_sha256(package), works) if spec.resume else []
     before = len(found)
     if each is not None:
         for one in found:

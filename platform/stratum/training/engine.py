@@ -46,6 +46,11 @@ class TrainResult:
     stop_reason: str
     package: str | None = None  # URI
 
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch, counted from 1, whose weights are kept."""
+        return self.epochs if self.best_epoch is None else self.best_epoch + 1
+
 
 class LossModule(nn.Module):
     """Gives ``model.loss`` the name ``forward``, through which DistributedDataParallel works."""
@@ -229,13 +234,13 @@ def conclude(model: nn.Module, parts: Parts, state: State, spec: TrainSpec) -> T
     return TrainResult(
         epochs=state.epoch,
         history=state.history,
-        metrics=metrics | {"cost/train_s": state.train_s, "cost/train_memory_mb": state.memory_mb, **step_time(state, spec)},
+        metrics=metrics | {"cost/train_s": state.train_s, "train/memory_mb": state.memory_mb, **step_time(state, spec)},
         best_epoch=state.best.epoch if state.best else None,
         stop_reason=state.stop_reason or "all epochs done",
     )
 
 
 def step_time(state: State, spec: TrainSpec) -> dict[str, float]:
-    """The time of an optimiser step in ms, the median over the epochs: the paper's training time."""
+    """The time of an optimiser step in ms, the median over the epochs, beside whatever else ran on the machine."""
     rates = [row["train/images_per_s"] for row in state.history if row.get("train/images_per_s", 0) > 0]
-    return {"cost/train_step_ms": 1000 * spec.batch_size / statistics.median(rates)} if rates else {}
+    return {"train/step_ms": 1000 * spec.batch_size / statistics.median(rates)} if rates else {}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from stratum import storage
+from stratum.data.source import Dataset
 from stratum.training.patches import check_patches
 from stratum.training.progress import Say
 from stratum.training.run import check, report_problems
@@ -14,8 +15,8 @@ from stratum_models.catalog import preset as preset_of
 from stratum_models.errors import UserError
 
 
-def check_sweep(sweep: SweepSpec, say: Say) -> None:
-    """Reads the data, says what of them is left out, builds a network, and looks at all others.
+def check_sweep(sweep: SweepSpec, say: Say) -> Dataset:
+    """Reads the data, which come back, says what of them is left out, builds a network, and looks at all others.
 
     Raises:
         UserError: data or a network cannot be used, or an option is one that the sweep sets itself.
@@ -30,6 +31,7 @@ def check_sweep(sweep: SweepSpec, say: Say) -> None:
     for name, options in judged:
         check_patches(replace(sweep.base, model=replace(sweep.base.model, preset=name, overrides=options)), data)
     report_problems(data, say)
+    return data
 
 
 def check_free(sweep: SweepSpec) -> None:

@@ -14,7 +14,7 @@ from stratum.data.transforms import prediction_size, resolve_augmentation
 from stratum.training.recipes import recipe_of
 from stratum.training.spec import ModelSpec, Precision, RunSpec, TrainSpec
 from stratum.tuning.space import parse_tables
-from stratum.tuning.spec import SweepSpec
+from stratum.tuning.spec import SWEEP_FILE, SweepSpec
 from stratum.tuning.studies import find_study
 from stratum_models.errors import UserError
 
@@ -96,27 +96,32 @@ def sweep_job(study: str, args: SweepArgs) -> int:
     """
     from stratum.cluster import ray_cluster, results_folder
     from stratum.tracking import check_reachable, tracking_uri
+    from stratum.training.run import check_unchanged
     from stratum.tuning.checks import check_free, check_sweep
     from stratum.tuning.spec import load_sweep
 
+    folder = f"{results_folder(args.storage)}/{args.resume}"
     if args.resume:
-        sweep, earlier = load_sweep(f"{results_folder(args.storage)}/{args.resume}")
+        sweep, earlier = load_sweep(folder)
     else:
         sweep, earlier = sweep_spec(study, args), None
-    check_sweep(sweep, say)
-    if not args.resume:
+    data = check_sweep(sweep, say)
+    if args.resume:
+        check_unchanged(f"{folder}/{SWEEP_FILE}", data, sweep.base.data)
+    else:
         check_free(sweep)  # before the tracking store is asked, which would make a new sqlite file
     check_reachable(tracking_uri())
     grid = sweep.grid()
     planned = f"{len(grid.variants)} variants" if grid else f"{sweep.trials} trials"
     print(f"sweep {sweep.name}: {planned}, {sweep.base.train.epochs} epochs each, results in {sweep.folder}", flush=True)
     with ray_cluster():
-        return run(sweep, earlier, resume=bool(args.resume))
+        return run(sweep, earlier, data.fingerprint, resume=bool(args.resume))
 
 
-def run(sweep: SweepSpec, earlier: str | None, *, resume: bool) -> int:
+def run(sweep: SweepSpec, earlier: str | None, fingerprint: str, *, resume: bool) -> int:
     """The sweep inside its MLflow run; exit code 1 where no trial finished."""
-    from stratum.tracking import open_run
+    from stratum.shared import check_shared
+    from stratum.tracking import open_run, tracking_uri
     from stratum.training.distributed import check_cluster
     from stratum.tuning.outcome import show, time_finalists
     from stratum.tuning.preparation import lay_groundwork
@@ -124,12 +129,13 @@ def run(sweep: SweepSpec, earlier: str | None, *, resume: bool) -> int:
     from stratum.tuning.sweep import run_sweep
 
     check_cluster(sweep.base)
+    check_shared(sweep.base.storage, tracking_uri())
     if not resume:
-        save_sweep(sweep, None)
+        save_sweep(sweep, None, fingerprint)
 
     tags = {"stratum.sweep": sweep.name, "stratum.kind": "sweep"}
     with open_run(sweep.base.experiment, sweep.name, asdict(sweep), tags, resume_id=earlier) as parent:
-        save_sweep(sweep, parent.run_id)
+        save_sweep(sweep, parent.run_id, fingerprint)
         try:
             lay_groundwork(sweep, parent.run_id, parent.uri, say)
         except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from pathlib import Path
 from stratum import storage
 from stratum.registry.packages import SHA_TAG
 from stratum.tracking import Run, RunLogger, client_for, ui_command
-from stratum.tuning.finalists import choose_finalists, keep_costs, measure, winner, with_costs
+from stratum.tuning.finalists import choose_finalists, keep_costs, measured, winner, with_costs
 from stratum.tuning.results import comparison, plot_effects, plot_front, problems
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.sweep import TrialRow, last_line
@@ -29,7 +29,7 @@ def time_finalists(rows: list[TrialRow], sweep: SweepSpec, tracking: str, say: S
         return rows
     say(f"timing {len(chosen)} finalists, one call after another")
     try:
-        costs = measure(chosen, sweep)
+        costs = measured(chosen, sweep)
     except Exception as error:  # the trials have their results, which are to be shown
         say(f"not timed: {last_line(error)}")
         return rows
@@ -40,9 +40,10 @@ def time_finalists(rows: list[TrialRow], sweep: SweepSpec, tracking: str, say: S
         say(f"not all costs are in the packages: {last_line(error)}")
     patience = PATIENCE
     for row in chosen:
-        if row.run_id and row.name in costs:
+        if row.run_id and row.name in costs.figures:
             logger = RunLogger(row.run_id, tracking, system_metrics=False)
-            logger.log_metrics(costs[row.name], step=0)
+            logger.log_metrics(costs.figures[row.name], step=0)
+            logger.set_tags(costs.tags)
             patience = patience if logger.close(patience) else 0.0
     return timed
 

@@ -6,7 +6,7 @@ from stratum import storage
 from stratum.tracking import open_run
 from stratum.training.distributed import run_distributed
 from stratum.training.progress import Say
-from stratum.training.run import claim, parameters, run_folder
+from stratum.training.run import claim, load, parameters, run_folder
 from stratum.tuning.groundwork import Groundwork, groundwork_of
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.trial import earlier_run, weighted
@@ -29,8 +29,12 @@ def all_groundwork(sweep: SweepSpec) -> list[Groundwork]:
 
 def lay_groundwork(sweep: SweepSpec, parent_id: str, tracking: str, say: Say) -> None:
     """Trains what is not there yet, one after the other, each in an MLflow run of its own below the sweep's."""
-    for one in all_groundwork(sweep):
-        spec = weighted(sweep.groundwork_spec(one), one.class_weights)
+    found = all_groundwork(sweep)
+    data = load(sweep.base) if any(one.class_weights for one in found) else None
+    for one in found:
+        spec = sweep.groundwork_spec(one)
+        if data is not None:
+            spec = weighted(spec, one.class_weights, data)
         if storage.exists(storage.join(run_folder(spec), "package", MANIFEST_FILE)):
             continue
         say(f"{one.name}: trained once for all trials that share it")

@@ -115,15 +115,15 @@ class SweepSpec:
         )
 
 
-def save_sweep(spec: SweepSpec, parent_id: str | None) -> None:
-    """Write ``sweep.json``: the spec and the MLflow run of the sweep.
+def save_sweep(spec: SweepSpec, parent_id: str | None, fingerprint: str = "") -> None:
+    """Write ``sweep.json``: the spec, the MLflow run of the sweep, and the fingerprint of the data.
 
     Raises UserError where a sweep of this name is there already and ``parent_id`` is None, that is, before its run is open.
     """
     uri = storage.join(spec.folder, SWEEP_FILE)
     if parent_id is None and storage.exists(uri):
         raise UserError(f"{spec.folder}: a sweep of this name is there already: go on with --resume {spec.name}, or give another --name")
-    storage.write_json(uri, {"spec": asdict(spec), "run_id": parent_id})
+    storage.write_json(uri, {"spec": asdict(spec), "run_id": parent_id, "data_fingerprint": fingerprint})
 
 
 def load_sweep(folder: str) -> tuple[SweepSpec, str | None]:
