@@ -1,0 +1,34 @@
+"""Disks that are full: each library has words of its own for that."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stratum_models.errors import UserError
+
+FULL_BYTES = 2**16  # less is left of a disk that is full
+
+
+@contextmanager
+def said_when_full(folder: Path, hint: str) -> Iterator[None]:
+    """Turns whatever is raised inside into one line where the folder's disk is full.
+
+    Raises:
+        UserError: that line, which ends with the hint; one that is raised inside passes.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free > FULL_BYTES:
+            raise
+        raise UserError(f"{folder}: no space is left {hint}") from error
+
+
+def require_room(folder: Path, needed: int, hint: str) -> None:
+    """Raises UserError, with the hint, where a folder's disk has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + FULL_BYTES:
+        raise UserError(f"{folder}: {needed / 2**20:.0f} MiB are needed and {free / 2**20:.0f} MiB are free {hint}")
