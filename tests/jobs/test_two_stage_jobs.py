@@ -68,7 +68,7 @@ def test_both_stages_learn_one_after_the_other_and_lie_in_one_package(package: P
     assert loaded.manifest.metrics["val/dice"] > 0
 
 
-def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, tmp_path: Path) -> None:
+def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("evaluate", "--package", str(package), "--data", VESSELS, "--storage", str(tmp_path / "eval"), "--pictures", "1") == 0
     record = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     loaded = load_package(package)
@@ -84,7 +84,11 @@ def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, t
     scan[:] = sample.image.permute(1, 2, 0).numpy()
     out = tmp_path / "out"
     flags = ("--workers", "1", "--set", "count=3", "--mask-format", "zarr")
+    capsys.readouterr()
     assert exit_code("predict", "--package", str(package), "--data", str(images), "--storage", str(out), *flags) == 0
+    assert "scan: 3 of 9 patches refined\n" in capsys.readouterr().out
+    record = json.loads((out / "areas.json").read_text())["scans"]
+    assert record == {str(images / "scan.zarr"): {"refined": 3, "patches": 9}}
     loaded = with_options(loaded, {"count": "3"})
     (found,) = prepare_for_inference(loaded.model).predict([sample.image.float() / 255])
     assert isinstance(found, SemanticPrediction)

@@ -60,6 +60,13 @@ class Scan:
         return to_rgb(flatten(pixels, self.uri), self.depth)
 
 
+def in_memory(image: Tensor) -> Scan:
+    """An image ``uint8 [3, H, W]`` that is there already, to be gone over as a scan."""
+    pixels = image.permute(1, 2, 0).numpy()
+    height, width = pixels.shape[:2]
+    return Scan(uri="image", height=height, width=width, fetch=lambda rows, columns: pixels[rows, columns], depth=None)
+
+
 def is_scan(uri: str) -> bool:
     """Whether an image is one to be read by windows: a zarr array, or a TIFF with more pixels than are read at once."""
     if storage.is_synthetic(uri):
