@@ -68,16 +68,18 @@ def find_classes(model: SegmentationModel, images: Sequence[Tensor], *, window: 
         batch: windows that are predicted together.
     """
 
-    def probabilities(parts: Sequence[Tensor]) -> list[Tensor]:
+    def predict(parts: Sequence[Tensor]) -> list[SemanticPrediction]:
         predictions = model.predict([to_float(part).to(model.device) for part in parts])
-        return [cast(SemanticPrediction, prediction).probabilities.cpu() for prediction in predictions]
+        return [cast(SemanticPrediction, prediction).to("cpu") for prediction in predictions]
+
+    def probabilities(parts: Sequence[Tensor]) -> list[Tensor]:
+        return [prediction.probabilities for prediction in predict(parts)]
 
     scaled = isinstance(model, TwoStage) and model.config.input_short is not None  # to a size at which no windows are needed
     small = [index for index, image in enumerate(images) if scaled or not in_windows(_size(image), window)]
     found: dict[int, ClassesFound] = {}
     for group in together(images[index][0].numel() for index in small):
-        whole = probabilities([images[small[place]] for place in group])
-        found |= {small[place]: SemanticPrediction(probabilities=each) for place, each in zip(group, whole, strict=True)}
+        found |= dict(zip([small[place] for place in group], predict([images[small[place]] for place in group]), strict=True))
     for index, image in enumerate(images):
         if index not in found:
             overlap = window // OVERLAP
