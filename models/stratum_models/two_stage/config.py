@@ -11,6 +11,18 @@ from stratum_models.two_stage.pick import Reduction, Rule, Uncertainty
 from stratum_models.two_stage.unet import PAPER_LOSS
 
 LARGEST_PATCH = 4096
+PICKING = (
+    "patch",
+    "margin",
+    "blend",
+    "pick",
+    "count",
+    "share",
+    "threshold",
+    "cap",
+    "uncertainty",
+    "reduction",
+)  # options of what is refined
 STAGE_OWN = ("input_short", "input_long")  # options that would resize what the pipeline has scaled or cut
 
 

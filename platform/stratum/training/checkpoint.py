@@ -31,6 +31,7 @@ class Best:
     epoch: int  # counted from 0
     metric: str
     metrics: dict[str, float]
+    unlearnt: str = ""  # what had not begun to learn
 
     @property
     def value(self) -> float:
