@@ -15,9 +15,10 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,10 @@ from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
 
 MAX_INSTANCES = 100
+TOGETHER = 3  # models that are in memory and timed at once, beside the first, to which each is compared
 RESIZING = ("input_short", "input_long")  # options that change an image's size before the network sees it
 _MB = 1024 * 1024
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,13 @@ def time_calls(calls: Mapping[str, Callable[[], object]], *, repeats: int = 15, 
         )
         for name in calls
     }
+
+
+def timed_together(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """The models that are timed at once: the first, to which all are compared, with the next few, until all had their turn."""
+    first, *others = items
+    for start in range(0, max(1, len(others)), TOGETHER):
+        yield [first, *others[start : start + TOGETHER]]
 
 
 def time_models(

@@ -10,11 +10,12 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from stratum import cost
 from stratum.data.source import DataSpec
 from stratum.tracking import open_run
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
-from stratum.tuning import trial
-from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measure, winner, with_costs
+from stratum.tuning import finalists, trial
+from stratum.tuning.finalists import Finalist, _whole_node, choose_finalists, keep_costs, measure, winner, with_costs
 from stratum.tuning.outcome import time_finalists
 from stratum.tuning.results import comparison, plot_effects, plot_front, problems, report_rows
 from stratum.tuning.space import ablation_grid
@@ -224,6 +225,24 @@ def test_finalists_and_winner(tmp_path: Path) -> None:
     assert best is not None
     assert best.name == "small"
     assert winner([rows[-1]], grid) is None
+
+
+def test_finalists_are_timed_a_few_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_spec(tmp_path)
+    given = [Finalist(name=name, package=name, preset="losnet", overrides={}) for name in "abcde"]
+    groups: list[list[str]] = []
+
+    def timed(models: dict[str, object], *_: object, **__: object) -> dict[str, cost.Timing]:
+        groups.append(list(models))
+        return {name: cost.Timing(latency_ms=float(len(groups)), ratio=1.0) for name in models}
+
+    monkeypatch.setattr(finalists, "timed_model", lambda package: torch.nn.Identity())
+    monkeypatch.setattr(finalists, "prepare_for_inference", lambda model: model)
+    monkeypatch.setattr(finalists, "_memory", lambda *_: {})
+    monkeypatch.setattr(cost, "time_models", timed)
+    found = finalists._measure(given, sweep)
+    assert groups == [["a", "b", "c", "d"], ["a", "e"]]
+    assert [found[name]["cost/latency_ms"] for name in "abcde"] == [1.0, 1.0, 1.0, 1.0, 2.0]
 
 
 def test_table_and_plot_show_every_row_of_the_paper(tmp_path: Path) -> None:

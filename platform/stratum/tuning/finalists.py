@@ -91,10 +91,13 @@ def _measure(finalists: list[Finalist], sweep: SweepSpec) -> dict[str, dict[str,
     device = "cuda" if sweep.base.use_gpu else "cpu"
     threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
     torch.set_num_threads(threads)
-    models = {f.name: prepare_for_inference(timed_model(f.package).to(device)) for f in finalists}
     data = load_data(sweep.base.data)
-    timings = cost.time_models(models, timed_images(data, sweep.cost_size), repeats=sweep.timing_rounds)
-    del models
+    images = timed_images(data, sweep.cost_size)
+    timings: dict[str, cost.Timing] = {}
+    for group in cost.timed_together(finalists):
+        models = {f.name: prepare_for_inference(timed_model(f.package).to(device)) for f in group}
+        timings = cost.time_models(models, images, repeats=sweep.timing_rounds) | timings
+        del models
     found: dict[str, dict[str, float]] = {}
     for finalist in finalists:
         timing = timings[finalist.name]
