@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stratum_models.catalog import CATALOG, build_model, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
+from stratum_models.two_stage.config import TwoStageConfig
 
 MAX_INSTANCES = 100
 TOGETHER = 3  # models that are in memory and timed at once, beside the first, to which each is compared
@@ -126,6 +127,21 @@ def preset_cost(
     """``cost/params``, ``cost/macs`` at ``(height, width)`` and ``cost/size_mb`` (2**20 bytes of float32) of a preset."""
     counts = count(preset, size, num_classes=num_classes, overrides=overrides)
     return {"cost/params": float(counts.params), "cost/macs": float(counts.macs), "cost/size_mb": counts.size_bytes / _MB}
+
+
+def threshold_macs(preset: str, size: tuple[int, int], *, num_classes: int, overrides: Mapping[str, object]) -> tuple[float, float] | None:
+    """The multiply-adds of a model that picks patches by a threshold, without any and of each; None for other models.
+
+    How many it picks, images alone tell: what :func:`preset_cost` counts of such a model is the most that it can be.
+    """
+    config = resolve_config(preset, overrides)
+    if not isinstance(config, TwoStageConfig) or config.pick != "threshold":
+        return None
+    none, one = (
+        float(count(preset, size, num_classes=num_classes, overrides={**overrides, "pick": "count", "count": number, "cap": None}).macs)
+        for number in (0, 1)
+    )
+    return none, one - none
 
 
 def time_calls(calls: Mapping[str, Callable[[], object]], *, repeats: int = 15, warmup: int = 3) -> dict[str, Timing]:

@@ -77,12 +77,14 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
 
 @pytest.mark.timeout(900)
 def test_a_search_whose_trials_are_evaluated_now_and_then(ray_local: None, mlflow_sqlite: str, tmp_path: Path) -> None:
-    sweep = sweep_spec(tmp_path, space="search", trials=2, extra={"mask_convs": 1})
+    sweep = sweep_spec(tmp_path, space="search", trials=1, models=("losnet_debug",), extra={"mask_convs": 1})
     train = replace(sweep.base.train, evaluate_every=2)
     sweep = replace(sweep, base=replace(sweep.base, train=train, model=ModelSpec(preset="losnet_debug")), cost_size=(64, 64))
     with open_run("sweeps", "tiny") as parent:
         rows, _ = run_sweep(sweep, parent.run_id, parent.uri)
     assert [(row.state, row.error) for row in rows] == [("finished", "")] * 2
+    assert rows[0].name == "losnet_debug"  # what is named comes first, and is compared with what was drawn
+    assert rows[1].name.startswith("trial-")
     assert all({"val/mask_ap50", "sweep/utility", "train/step_ms"} <= set(row.metrics) for row in rows)
 
 
@@ -157,6 +159,12 @@ def test_optuna_is_told_finished_trials_alone() -> None:
     search.on_trial_complete("b", {"ap": 0.9, "macs": 1.0})  # stopped at an early epoch
     search.on_trial_complete("c", None, error=True)
     search.on_trial_complete("d", {"macs": 1.0, FINISHED: 1}, error=True)
+    named = FinishedOnly(space=space, metric=["ap", "macs"], mode=["max", "min"], seed=0, named=["losnet"])
+    assert named.suggest("a") == {"variant": "losnet", "x": None}
+    assert set(named.suggest("b") or {}) == {"x"}
+    for name in "ab":
+        named.on_trial_complete(name, {"ap": 0.5, "macs": 1.0, FINISHED: 1})
+    assert [trial.state for trial in named._ot_study.trials] == [TrialState.COMPLETE]
     states = [trial.state for trial in search._ot_study.trials]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.FAIL]
     assert [trial.values for trial in search._ot_study.best_trials] == [[0.5, 1.0]]
@@ -219,6 +227,8 @@ def test_finalists_and_winner(tmp_path: Path) -> None:
     search, grid = sweep_spec(tmp_path, space="search"), sweep_spec(tmp_path)
     assert [row.name for row in choose_finalists(rows, search)] == ["small", "large"]
     assert [row.name for row in choose_finalists(rows, replace(search, finalists=1))] == ["small"]
+    beside = [*rows, finished("losnet", 0.2, 9e9)]
+    assert [row.name for row in choose_finalists(beside, search)] == ["losnet", "small", "large"]  # ratios are to the first
     assert [row.name for row in choose_finalists(rows, grid)] == ["large", "small", "bad"]
     assert [row.name for row in choose_finalists(rows, replace(grid, finalists=1))] == ["small"]
     best = winner(rows, grid)

@@ -29,7 +29,7 @@ from stratum.training.flags import with_class_weights
 from stratum.training.progress import say_nothing, say_on_stdout
 from stratum.training.run import RUN_FILE, build_loaders, claim, claimed, load, parameters, run_folder, write_package
 from stratum.training.spec import RunSpec
-from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, EpochRows, Report
+from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, EpochRows, Report, counted
 from stratum.tuning.space import Judgement, Variant, known
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.studies.study import RELATIVE_TIME
@@ -62,17 +62,19 @@ def _run_trial(variant: Variant, config: Mapping[str, Any], sweep: SweepSpec, pa
         claim(spec, run.run_id)
         run.log_metrics(costs)
         fixed = {**costs, RUN_ID: run.run_id}
+        epochs = 0 if "variant" in config else sweep.base.train.epochs  # what was named stays, to be compared with
+        threshold = threshold_macs(variant.preset, variant.overrides, sweep)
         try:
-            result = train_network(spec, run, EpochRows(fixed=fixed, study=sweep.study, epochs=sweep.base.train.epochs))
+            result = train_network(spec, run, EpochRows(fixed=fixed, study=sweep.study, epochs=epochs, threshold_macs=threshold))
         except SystemExit:  # Tune stopped the trial; the driver, which knows why, says how the run ended
             run.leave()
             raise
-        final = {**_beside_others(result.metrics), **costs, **relative_time(spec, result, sweep)}
+        final = {**_beside_others(result.metrics), **costs, **counted(result.metrics, threshold), **relative_time(spec, result, sweep)}
         final[UTILITY] = sweep.plan.utility(final)
         run.log_metrics(final, step=result.epochs)
         log_figures(run, result, spec)
     judged = {one.name: judge(one, variant, spec, result, sweep, parent_id) for one in variant.judgements}
-    ray.tune.report({**final, **fixed, "epoch": result.epochs, FINISHED: 1, PACKAGE: result.package, JUDGED: judged})
+    ray.tune.report({**fixed, **final, "epoch": result.epochs, FINISHED: 1, PACKAGE: result.package, JUDGED: judged})
 
 
 class TrialContext(LocalContext):
@@ -103,7 +105,8 @@ def judge(judgement: Judgement, variant: Variant, spec: RunSpec, trained: TrainR
         claim(spec, run.run_id)
         result: TrainResult = with_cpus(spec, evaluated_again, spec, trained)
         costs = static_costs(variant.preset, judgement.overrides, sweep)
-        metrics = {**_beside_others(result.metrics), **costs, **relative_time(spec, result, sweep)}
+        threshold = threshold_macs(variant.preset, judgement.overrides, sweep)
+        metrics = {**_beside_others(result.metrics), **costs, **counted(result.metrics, threshold), **relative_time(spec, result, sweep)}
         metrics[UTILITY] = sweep.plan.utility(metrics)
         run.log_metrics(metrics, step=result.epochs)
     return {"metrics": metrics, "run_id": run.run_id, "package": result.package}
@@ -128,7 +131,7 @@ def _timed_beside(package: str, sweep: SweepSpec) -> float:
     """Both networks see the same validation images, at the size that costs refer to."""
     device = "cuda" if sweep.base.use_gpu else "cpu"
     data, name = load_data(sweep.base.data), sweep.plan.reference
-    overrides = cost.unresized(known(name, {**sweep.plan.defaults, **sweep.extra}))
+    overrides = cost.unresized({**known(name, {**sweep.plan.defaults, **sweep.extra}), **sweep.plan.reference_options})
     reference = build_model(name, num_classes=len(data.classes), overrides=overrides)
     models = {key: prepare_for_inference(one.to(device)) for key, one in (("reference", reference), ("own", timed_model(package)))}
     rounds = min(sweep.timing_rounds, RELATIVE_ROUNDS) or 1
@@ -193,6 +196,12 @@ def static_costs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec)
     """``cost/params``, ``cost/macs`` and ``cost/size_mb`` of a network at the sweep's size, whatever size it predicts at."""
     classes = len(load_data(sweep.base.data).classes)
     return cost.preset_cost(preset, sweep.cost_size, num_classes=classes, overrides=cost.unresized(overrides))
+
+
+def threshold_macs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec) -> tuple[float, float] | None:
+    """What a network costs that picks by a threshold, as :func:`stratum.cost.threshold_macs`."""
+    classes = len(load_data(sweep.base.data).classes)
+    return cost.threshold_macs(preset, sweep.cost_size, num_classes=classes, overrides=cost.unresized(overrides))
 
 
 def _beside_others(metrics: Mapping[str, float]) -> dict[str, float]:
