@@ -111,11 +111,11 @@ def _measure(finalists: list[Finalist], sweep: SweepSpec) -> dict[str, dict[str,
 
 
 def _memory(finalist: Finalist, sweep: SweepSpec, options: Mapping[str, Any]) -> dict[str, float]:
-    """Memory of ``predict``, and memory and time of a training step, each in a process of its own; what cannot be measured is left out."""
-    shared = {"preset": finalist.preset, "overrides": cost.unresized(finalist.overrides), **options}
+    """Memory of ``predict``, and memory and time of a training step, in processes of their own; what cannot be measured is left out."""
+    shared, size = {"preset": finalist.preset, "overrides": cost.unresized(finalist.overrides), **options}, _trained_size(sweep)
     try:
-        infer = peak_memory(MemoryRequest(**shared, size=sweep.cost_size))
-        train = peak_memory(MemoryRequest(**shared, size=_trained_size(sweep), train_batch=sweep.base.train.batch_size))
+        train = peak_memory(MemoryRequest(**shared, size=size, train_batch=sweep.base.train.batch_size))
+        infer = train if size == sweep.cost_size else peak_memory(MemoryRequest(**shared, size=sweep.cost_size))
     except UserError as error:
         logger.warning("%s: %s", finalist.name, error)
         return {}
