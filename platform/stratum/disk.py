@@ -1,5 +1,6 @@
 """Disks that are full: each library has words of its own for that."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +23,18 @@ def said_when_full(folder: Path, hint: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if shutil.disk_usage(folder).free > FULL_BYTES:
+        if not _names_full_disk(error) and shutil.disk_usage(folder).free > FULL_BYTES:
             raise
         raise UserError(f"{folder}: no space is left {hint}") from error
+
+
+def _names_full_disk(error: BaseException | None) -> bool:
+    """Whether it is the system's own error, or was raised because of it; what was half written may be gone by now."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def require_room(folder: Path, needed: int, hint: str) -> None:

@@ -1,5 +1,6 @@
 """Scans are segmented part by part as they would be whole, and their masks written by tiles."""
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -203,13 +204,21 @@ def test_the_folder_for_temporary_files_is_too_small(tmp_path: Path, monkeypatch
     writer = ScanWriter(BatchSpec(data="x", storage=str(tmp_path)), Manifest(**UNET), None)
     work = Work(index=0, uri=str(tmp_path / "a.tif"), name="a")
     two_stages = build_model("two_stage_debug", num_classes=3).eval()
-    for free, model, words in ((2**16 + 80_000, two_stages, "1 MiB are needed|0 MiB are needed"), (0, pixelwise(), "no space is left")):
+    for free, model, words in ((2**16 + 80_000, two_stages, "0 MiB are needed"), (0, pixelwise(), "no space is left")):
         with monkeypatch.context() as patched:
             patched.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
             patched.setattr(LabelStore, "write", lambda *given: np.zeros(3).reshape(2))
             with pytest.raises(UserError, match=f"{words}.*set TMPDIR") as caught:
                 writer.find(model, work)
         assert "\n" not in str(caught.value)
+    for error in (OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken")):
+
+        def fail(*_: object, error: OSError = error) -> None:
+            raise RuntimeError("a chunk was not written") from error
+
+        monkeypatch.setattr(LabelStore, "write", fail)
+        with pytest.raises(UserError if error.errno == errno.ENOSPC else RuntimeError):
+            writer.find(pixelwise(), work)
     monkeypatch.setattr(LabelStore, "write", lambda *given: np.zeros(3).reshape(2))
     with pytest.raises(ValueError, match="reshape"):  # anything else is what it is
         writer.find(pixelwise(), work)
