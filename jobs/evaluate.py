@@ -20,6 +20,7 @@ from stratum.data.samples import SampleSet
 from stratum.data.source import Dataset, load_data, require_task
 from stratum.inference.assess import Assessment, assess
 from stratum.inference.assess_masks import MaskAssessment, assess_masks
+from stratum.inference.classes import window_of
 from stratum.inference.options import with_options
 from stratum.inference.work import check_window
 from stratum.measurements import check_scale
@@ -52,7 +53,7 @@ class Args(DataArgs):
     """Millimetres per pixel; sizes of instances are in pixels without it."""
     window: int | None = None
     """Class masks: predict larger images in windows of this side in pixels, overlapping and blended; 0: whole. By default the size of the
-    tiles that the package was trained on."""
+    tiles that the package was trained on, for two stages 2048."""
     set: tuple[str, ...] = ()
     """Options of the package's model for this measurement, such as count=0 for stage 1 of two stages alone."""
     gates: int | None = None
@@ -115,7 +116,7 @@ def _assessed(loaded: LoadedModel, images: SampleSet, args: Args) -> Assessment 
     """The figures of the package's task."""
     device = "cuda" if args.gpu else "cpu"
     if loaded.manifest.task == "semantic":
-        window = loaded.manifest.tile if args.window is None else args.window
+        window = window_of(loaded.manifest, args.window)
         return assess_masks(
             loaded, images, device=device, batch_size=args.batch_size, window=window, pictures=args.pictures, gates=args.gates, say=_say
         )

@@ -12,6 +12,7 @@ from stratum.cli import option_pairs, run_job
 from stratum.cluster import ray_cluster
 from stratum.inference.bands import knows_slag
 from stratum.inference.batch import check_cluster, list_work, predict_all
+from stratum.inference.classes import window_of
 from stratum.inference.instances import InstanceResults
 from stratum.inference.masks import MaskResults
 from stratum.inference.options import with_options
@@ -43,8 +44,8 @@ class Args:
     """Direction of the dip tube, if known: 0 along the image's width, 90 upright."""
     window: int | None = None
     """Class masks: predict larger images in windows of this side in pixels, overlapping and blended; 0: whole. By default the size of the
-    tiles that the package was trained on. Choose what it saw in training. Images too large to be read whole have windows even with 0: of
-    1024 pixels, for two stages 2048."""
+    tiles that the package was trained on. Choose what it saw in training. Two stages: by default 2048, with patches that are picked of the
+    whole image. Images too large to be read whole have windows even with 0: of 1024 pixels, for two stages 2048."""
     mask_format: MaskFormat = "tiff"
     """Class masks of images too large to be read whole (TIFF files of more than 89 million pixels, zarr arrays): tiled TIFF or zarr."""
     set: tuple[str, ...] = ()
@@ -111,7 +112,7 @@ def _spec(args: Args, manifest: Manifest) -> BatchSpec:
         mm_per_px=args.mm_per_px,
         tube_diameter_mm=args.tube_diameter_mm,
         axis_degrees=args.axis_degrees,
-        window=manifest.tile if args.window is None else args.window,
+        window=window_of(manifest, args.window),
         mask_format=args.mask_format,
         options=option_pairs(args.set),
         overlays=args.overlays,

@@ -16,9 +16,10 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from stratum_models.catalog import CATALOG, build_model, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
+from stratum_models.two_stage.config import TwoStageConfig
 
 MAX_INSTANCES = 100
+TOGETHER = 3  # models that are in memory and timed at once, beside the first, to which each is compared
 RESIZING = ("input_short", "input_long")  # options that change an image's size before the network sees it
 _MB = 1024 * 1024
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,21 @@ def preset_cost(
     return {"cost/params": float(counts.params), "cost/macs": float(counts.macs), "cost/size_mb": counts.size_bytes / _MB}
 
 
+def threshold_macs(preset: str, size: tuple[int, int], *, num_classes: int, overrides: Mapping[str, object]) -> tuple[float, float] | None:
+    """The multiply-adds of a model that picks patches by a threshold, without any and of each; None for other models.
+
+    How many it picks, images alone tell: what :func:`preset_cost` counts of such a model is the most that it can be.
+    """
+    config = resolve_config(preset, overrides)
+    if not isinstance(config, TwoStageConfig) or config.pick != "threshold":
+        return None
+    none, one = (
+        float(count(preset, size, num_classes=num_classes, overrides={**overrides, "pick": "count", "count": number, "cap": None}).macs)
+        for number in (0, 1)
+    )
+    return none, one - none
+
+
 def time_calls(calls: Mapping[str, Callable[[], object]], *, repeats: int = 15, warmup: int = 3) -> dict[str, Timing]:
     """Time callables in turn: ``warmup`` rounds that do not count, then ``repeats`` rounds of one call each."""
     if repeats < 1 or not calls:
@@ -142,6 +161,13 @@ def time_calls(calls: Mapping[str, Callable[[], object]], *, repeats: int = 15, 
         )
         for name in calls
     }
+
+
+def timed_together(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """The models that are timed at once: the first, to which all are compared, with the next few, until all had their turn."""
+    first, *others = items
+    for start in range(0, max(1, len(others)), TOGETHER):
+        yield [first, *others[start : start + TOGETHER]]
 
 
 def time_models(

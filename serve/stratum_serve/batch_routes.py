@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stratum import storage
+from stratum.inference.classes import window_of
 from stratum.inference.work import BatchSpec
 from stratum_models.errors import UserError
 from stratum_serve.batches import BatchDesk, BatchState, BatchStore
@@ -119,7 +120,7 @@ def _state(asked: BatchRequest, target: Target, prefixes: tuple[str, ...], worke
             storage=output,
             score_threshold=manifest.score_threshold if asked.score is None else asked.score,
             mm_per_px=asked.mm_per_px,
-            window=manifest.tile if asked.window is None else asked.window,
+            window=window_of(manifest, asked.window),
             overlays=asked.overlays,
             workers=workers,
             resume=True,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stratum import storage
-from stratum.inference.classes import in_windows
+from stratum.inference.classes import in_windows, window_of
 from stratum.storage import DeniedError, MissingError, UnreachableError
 from stratum_models.errors import UserError
 from stratum_models.interface import Prediction
@@ -103,7 +103,7 @@ class Worker:
 
     async def _predict(self, engine: Engine, image: Tensor, task: Task, deadline: float, clock: Clock) -> tuple[Prediction | Tensor, int]:
         small = shrunk(image, task.options.max_size)
-        window = engine.manifest.tile if task.options.tile is None else task.options.tile
+        window = window_of(engine.manifest, task.options.tile)
         if engine.manifest.task == "semantic" and in_windows((int(small.shape[-2]), int(small.shape[-1])), window):
             since = time.monotonic()
             found = await asyncio.get_running_loop().run_in_executor(self.compute, engine.in_windows, small, window)

@@ -141,6 +141,11 @@ def test_memory_is_that_of_the_network_and_not_of_its_making() -> None:
     assert weights * 0.9 < use.infer_mb < weights * 1.8  # fusing works on a copy: for a while the weights are there twice
 
 
+def test_models_are_timed_a_few_at_once_beside_the_first() -> None:
+    assert list(cost.timed_together(range(8))) == [[0, 1, 2, 3], [0, 4, 5, 6], [0, 7]]
+    assert list(cost.timed_together("a")) == [["a"]]
+
+
 def test_costs_are_those_of_the_size_that_is_named() -> None:
     assert cost.unresized({"input_short": 256, "input_long": 320, "head_convs": 1}) == {"head_convs": 1}
 

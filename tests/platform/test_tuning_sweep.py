@@ -10,8 +10,10 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from stratum import cost
 from stratum.data.source import Dataset, DataSpec, load_data
 from stratum.tracking import open_run
+from stratum.training import appraise
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
 from stratum.tuning import trial
 from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measured, winner, with_costs
@@ -76,12 +78,14 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
 
 @pytest.mark.timeout(900)
 def test_a_search_whose_trials_are_evaluated_now_and_then(ray_local: None, mlflow_sqlite: str, tmp_path: Path) -> None:
-    sweep = sweep_spec(tmp_path, space="search", trials=2, extra={"mask_convs": 1})
+    sweep = sweep_spec(tmp_path, space="search", trials=1, models=("losnet_debug",), extra={"mask_convs": 1})
     train = replace(sweep.base.train, evaluate_every=2)
     sweep = replace(sweep, base=replace(sweep.base, train=train, model=ModelSpec(preset="losnet_debug")), cost_size=(64, 64))
     with open_run("sweeps", "tiny") as parent:
         rows, _ = run_sweep(sweep, parent.run_id, parent.uri)
     assert [(row.state, row.error) for row in rows] == [("finished", "")] * 2
+    assert rows[0].name == "losnet_debug"  # what is named comes first, and is compared with what was drawn
+    assert rows[1].name.startswith("trial-")
     assert all({"val/mask_ap50", "sweep/utility", "train/step_ms"} <= set(row.metrics) for row in rows)
 
 
@@ -177,6 +181,12 @@ def test_optuna_is_told_finished_trials_alone() -> None:
     search.on_trial_complete("b", {"ap": 0.9, "macs": 1.0})  # stopped at an early epoch
     search.on_trial_complete("c", None, error=True)
     search.on_trial_complete("d", {"macs": 1.0, FINISHED: 1}, error=True)
+    named = FinishedOnly(space=space, metric=["ap", "macs"], mode=["max", "min"], seed=0, named=["losnet"])
+    assert named.suggest("a") == {"variant": "losnet", "x": None}
+    assert set(named.suggest("b") or {}) == {"x"}
+    for name in "ab":
+        named.on_trial_complete(name, {"ap": 0.5, "macs": 1.0, FINISHED: 1})
+    assert [trial.state for trial in named._ot_study.trials] == [TrialState.COMPLETE]
     states = [trial.state for trial in search._ot_study.trials]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.FAIL]
     assert [trial.values for trial in search._ot_study.best_trials] == [[0.5, 1.0]]
@@ -252,12 +262,31 @@ def test_finalists_and_winner(tmp_path: Path) -> None:
     search, grid = sweep_spec(tmp_path, space="search"), sweep_spec(tmp_path)
     assert [row.name for row in choose_finalists(rows, search)] == ["small", "large"]
     assert [row.name for row in choose_finalists(rows, replace(search, finalists=1))] == ["small"]
+    beside = [*rows, finished("losnet", 0.2, 9e9)]
+    assert [row.name for row in choose_finalists(beside, search)] == ["losnet", "small", "large"]  # ratios are to the first
     assert [row.name for row in choose_finalists(rows, grid)] == ["large", "small", "bad"]
     assert [row.name for row in choose_finalists(rows, replace(grid, finalists=1))] == ["small"]
     best = winner(rows, grid)
     assert best is not None
     assert best.name == "small"
     assert winner([rows[-1]], grid) is None
+
+
+def test_finalists_are_timed_a_few_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [appraise.Packaged(name=name, package=name, preset="losnet", overrides={}) for name in "abcde"]
+    groups: list[list[str]] = []
+
+    def timed(models: dict[str, object], *_: object, **__: object) -> dict[str, cost.Timing]:
+        groups.append(list(models))
+        return {name: cost.Timing(latency_ms=float(len(groups)), ratio=1.0) for name in models}
+
+    monkeypatch.setattr(appraise, "timed_model", lambda package: torch.nn.Identity())
+    monkeypatch.setattr(appraise, "prepare_for_inference", lambda model: model)
+    monkeypatch.setattr(appraise, "_memory", lambda *_: {})
+    monkeypatch.setattr(cost, "time_models", timed)
+    found = appraise.measure(given, [], sweep_spec(tmp_path).base, (64, 64), 3).figures
+    assert groups == [["a", "b", "c", "d"], ["a", "e"]]
+    assert [found[name]["cost/latency_ms"] for name in "abcde"] == [1.0, 1.0, 1.0, 1.0, 2.0]
 
 
 def test_table_and_plot_show_every_row_of_the_paper(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ class MaskResults:
             "weights_sha256": manifest.weights_sha256,
             "classes": self._totals(),
             "slag": self._slag() if knows_slag(manifest.classes) else None,
+            "scans": {one.work.uri: {"refined": one.refined, "patches": one.patches} for one in self._good if one.patches is not None},
             "broken_images": {one.work.uri: one.error for one in found if one.error},
         }
 

@@ -19,14 +19,17 @@ from torch import Tensor
 
 from stratum.data.scans import Scan
 from stratum.data.windows import Window
+from stratum.disk import require_room
+from stratum.inference.classes import TWO_STAGE_WINDOW
 from stratum.inference.outputs import to_float
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel, SemanticPrediction
 from stratum_models.two_stage.config import TwoStageConfig
 from stratum_models.two_stage.model import TwoStage
-from stratum_models.two_stage.scaling import at_size
+from stratum_models.two_stage.scaling import at_size, small_size
 
-WINDOW, TWO_STAGE_WINDOW = 1024, 2048  # pixels: sides of the windows where none was asked for
+WINDOW = 1024  # pixels: side of the windows where none was asked for
+NO_ROOM = "for what waits on disk: set TMPDIR to a folder that has room"
 CONTEXT = 8  # a core is surrounded by one part in so many of the window's side
 
 Keep = Callable[[Window, Tensor | None, Tensor | None], None]
@@ -74,7 +77,7 @@ def segment_scan(model: SegmentationModel, scan: Scan, keep: Keep, scratch: Path
         The number of refined patches; 0 for a model of one stage.
 
     Raises:
-        UserError: the scan is damaged, or the model resizes whole images.
+        UserError: the scan is damaged, the model resizes whole images, or the disk of ``scratch`` is too small.
     """
     if isinstance(model, TwoStage):
         return _TwoPasses(model, scan, keep, scratch, window or TWO_STAGE_WINDOW).run()
@@ -103,20 +106,29 @@ class _TwoPasses:
             )
         self._model, self._scan, self._keep, self._scratch = model, scan, keep, scratch
         self._grid = model.config.grid(scan.height, scan.width)
-        self._halo, core = _cells_of(model.config, window)
-        side = model.config.patch
-        self._regions = list(regions(scan.height, scan.width, core * side, self._halo * side))
+        self._halo, self._core = _cells_of(model.config, window)
 
     def run(self) -> int:
         """Both passes; the number of refined patches."""
+        require_room(self._scratch, self._stage1_bytes(), NO_ROOM)
         scores = torch.zeros(self._grid.rows, self._grid.columns)
-        for index, region in enumerate(self._regions):
+        for index, region in enumerate(self._regions()):
             self._look(index, region, scores)
         picked = self._picked(scores)
-        for index, region in enumerate(self._regions):
+        for index, region in enumerate(self._regions()):
             labels = self._refined(index, region, picked)
             self._keep(region.core, None, _labels(region.inside(labels)))
         return int(picked.sum())
+
+    def _regions(self) -> Iterator[Region]:
+        side = self._model.config.patch
+        return regions(self._scan.height, self._scan.width, self._core * side, self._halo * side)
+
+    def _stage1_bytes(self) -> int:
+        """What its probabilities take on disk."""
+        windows = (region.window for region in self._regions())
+        pixels = (math.prod(small_size((one.height, one.width), self._model.config.scale)) for one in windows)
+        return 4 * self._model.num_classes * sum(pixels)
 
     def _look(self, index: int, region: Region, scores: Tensor) -> None:
         """Stage 1 on a window: its probabilities go to disk, the scores of the core's patches into ``scores``."""

@@ -62,7 +62,9 @@ class Found:
     particles: tuple[Particle, ...] = ()
     areas: tuple[ClassArea, ...] = ()  # of classes
     band: SlagBand | None = None  # of slag, for models that know tube and slag
-    note: str = ""  # why there is no band
+    note: str = ""  # why there is no band, or how a scan was read
+    refined: int | None = None  # patches of a scan that the second of two stages looked at
+    patches: int | None = None  # that the scan has
 
     def to_json(self) -> str:
         """All fields as text."""

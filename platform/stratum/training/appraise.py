@@ -59,9 +59,11 @@ def measure(packages: Sequence[Packaged], images: Sequence[torch.Tensor], spec: 
     device = "cuda" if spec.use_gpu and torch.cuda.is_available() else "cpu"
     threads = spec.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    models = {one.name: prepare_for_inference(timed_model(one.package).to(device)) for one in packages}
-    timings = cost.time_models(models, images, repeats=rounds)
-    del models
+    timings: dict[str, cost.Timing] = {}
+    for group in cost.timed_together(packages):
+        models = {one.name: prepare_for_inference(timed_model(one.package).to(device)) for one in group}
+        timings = cost.time_models(models, images, repeats=rounds) | timings
+        del models
     figures = {
         one.name: {"cost/latency_ms": timings[one.name].latency_ms}
         | ({"cost/latency_ratio": timings[one.name].ratio} if len(packages) > 1 else {})

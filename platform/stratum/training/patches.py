@@ -5,7 +5,8 @@ from stratum.training.spec import RunSpec
 from stratum_models.batching import scaled_size
 from stratum_models.catalog import resolve_config
 from stratum_models.errors import UserError
-from stratum_models.two_stage.config import TwoStageConfig, check_patch
+from stratum_models.two_stage.config import TwoStageConfig
+from stratum_models.two_stage.patches import check_patch
 from stratum_models.two_stage.sliding import SlidingConfig
 
 

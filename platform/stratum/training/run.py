@@ -31,16 +31,16 @@ from stratum_models.package import MANIFEST_FILE, Manifest, load_matching, load_
 RUN_FILE = "run.json"
 
 
-def check(spec: RunSpec, say: Say = say_nothing) -> Dataset:
+def check(spec: RunSpec, say: Say = say_nothing, data: Dataset | None = None) -> Dataset:
     """Reads and builds everything once in the driver, so that bad input ends here, with nothing written.
 
-    ``say`` hears what a fine-tuning takes from its package.
+    ``say`` hears what a fine-tuning takes from its package. ``data`` are the run's, where they are read already.
 
     Raises:
         UserError: the model, the data, their fit, the weights to start from or the batch size cannot be used.
     """
     resolve_config(spec.model.preset, spec.model.overrides)
-    data = load(spec)
+    data = data or load(spec)
     require_task(data, preset(spec.model.preset).task, f"model {spec.model.preset}", spec.data)
     if not len(data.val):
         raise UserError(f"{spec.data.uri}: no validation images: add a val part or raise the validation fraction")

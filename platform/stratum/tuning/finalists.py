@@ -23,14 +23,17 @@ def front(rows: Sequence[TrialRow], study: Study) -> list[TrialRow]:
 
 
 def choose_finalists(rows: Sequence[TrialRow], sweep: SweepSpec) -> list[TrialRow]:
-    """What is timed: of a grid every finished trial, of a search the Pareto front; where there are too many, the best by utility."""
+    """What is timed: of a grid every finished trial, of a search what was named and the Pareto front; of too many, the best by utility."""
     finished = [row for row in rows if row.state == "finished" and row.package]
     ranked = sorted(finished, key=lambda row: -sweep.plan.utility(row.metrics))
     if sweep.space != "search":
         best = {row.name for row in ranked[: sweep.finalists or None]}
         return [row for row in finished if row.name in best]  # in the grid's order: ratios are to its first
-    names = {row.name for row in front(rows, sweep.plan)}
-    return [row for row in ranked if row.name in names][: sweep.finalists or SEARCH_FINALISTS]
+    named = set(sweep.grid().names())
+    names = {row.name for row in front(rows, sweep.plan)} - named
+    return [row for row in finished if row.name in named] + [row for row in ranked if row.name in names][
+        : sweep.finalists or SEARCH_FINALISTS
+    ]
 
 
 def winner(rows: Sequence[TrialRow], sweep: SweepSpec) -> TrialRow | None:

@@ -1,5 +1,6 @@
 """What the jobs that sweep have in common: their flags, and the way from those to a report. A job adds its study and its defaults."""
 
+import re
 import shlex
 import sys
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from stratum.training.spec import ModelSpec, Precision, RunSpec, TrainSpec
 from stratum.tuning.space import parse_tables
 from stratum.tuning.spec import SWEEP_FILE, SweepSpec
 from stratum.tuning.studies import find_study
+from stratum_models.catalog import CATALOG
 from stratum_models.errors import UserError
 
 
@@ -24,11 +26,12 @@ class SweepArgs(DataArgs):
     """What to sweep over, on which data, and where the results go."""
 
     space: Literal["ablation", "search"] = "ablation"
-    """"ablation": the tables. "search": the joint space, with Optuna and ASHA."""
+    """"ablation": the tables. "search": the joint space, with Optuna and ASHA, beside --models."""
     tables: str = ""
     """Tables of the ablation, such as 2,4 or all; by default the paper's, or none where --models names what to compare."""
     models: str = ""
-    """Models to compare, separated by commas: presets, or such as losnet:head_convs=1+norm=gn."""
+    """Models to compare, with the tables or with what a search draws, separated by commas: presets, or such as
+    losnet:head_convs=1+norm=gn."""
     trials: int = 16
     """Trials of a search."""
     skip_broken: bool = False
@@ -73,7 +76,7 @@ class SweepArgs(DataArgs):
     timing_rounds: int = 15
     """Times that each finalist is timed; 0: neither time nor memory is measured."""
     cost_size: str = "512x512"
-    """Height x width that multiply-adds, latency and memory refer to."""
+    """Height x width that multiply-adds, latency and memory refer to; empty: the median size of the validation images."""
     register: str
     """Name of the winner in MLflow's registry; "none" leaves it out."""
     keep: str = ""
@@ -105,15 +108,13 @@ def sweep_job(study: str, args: SweepArgs) -> int:
         sweep, earlier = load_sweep(folder)
     else:
         sweep, earlier = sweep_spec(study, args), None
-    data = check_sweep(sweep, say)
+    sweep, data = check_sweep(sweep, say)
     if args.resume:
         check_unchanged(f"{folder}/{SWEEP_FILE}", data, sweep.base.data)
     else:
         check_free(sweep)  # before the tracking store is asked, which would make a new sqlite file
     check_reachable(tracking_uri())
-    grid = sweep.grid()
-    planned = f"{len(grid.variants)} variants" if grid else f"{sweep.trials} trials"
-    print(f"sweep {sweep.name}: {planned}, {sweep.base.train.epochs} epochs each, results in {sweep.folder}", flush=True)
+    print(f"sweep {sweep.name}: {sweep.total} trials, {sweep.base.train.epochs} epochs each, results in {sweep.folder}", flush=True)
     with ray_cluster():
         return run(sweep, earlier, data.fingerprint, resume=bool(args.resume))
 
@@ -164,8 +165,8 @@ def sweep_spec(study: str, args: SweepArgs) -> SweepSpec:
     from stratum.cluster import results_folder
     from stratum.training.run import resolved
 
-    models = tuple(part.strip() for part in args.models.split(",") if part.strip())
-    name = args.name or f"{'models' if models else args.space}-{datetime.now():%Y%m%d-%H%M%S}"
+    models = split_models(args.models)
+    name = args.name or f"{'models' if models and args.space == 'ablation' else args.space}-{datetime.now():%Y%m%d-%H%M%S}"
     plan = find_study(study)
     tables = parse_tables(plan, args.tables or "paper") if args.tables or not models else ()
     return SweepSpec(
@@ -179,12 +180,18 @@ def sweep_spec(study: str, args: SweepArgs) -> SweepSpec:
         class_weights=args.class_weights if args.class_weights in ("none", *RULES) else "",
         trials=args.trials,
         max_concurrent=args.max_concurrent,
-        cost_size=parse_size(args.cost_size),
+        cost_size=parse_size(args.cost_size) if args.cost_size else (0, 0),
         finalists=args.finalists,
         timing_rounds=args.timing_rounds,
         register_as="" if args.register == "none" else args.register,
         keep_as=f"{results_folder(args.storage)}/{args.keep}" if args.keep else "",
     )
+
+
+def split_models(text: str) -> tuple[str, ...]:
+    """The entries of ``--models``: a comma that no preset's name follows belongs to an option."""
+    parts = re.split(rf",(?=\s*(?:{'|'.join(map(re.escape, CATALOG))})\s*(?:[:,]|$))", text)
+    return tuple(part.strip(" ,") for part in parts if part.strip(" ,"))
 
 
 def base_run(preset: str, name: str, args: SweepArgs) -> RunSpec:

@@ -51,7 +51,8 @@ def time_finalists(rows: list[TrialRow], sweep: SweepSpec, tracking: str, say: S
 def show(rows: Sequence[TrialRow], sweep: SweepSpec, parent: Run, *, partial: bool) -> None:
     """Print, store and log what came out."""
     grid, study = sweep.grid(), sweep.plan
-    table = comparison(rows, study, grid)
+    note = f"\n{sweep.cost_note}\n" if sweep.cost_note else ""
+    table = comparison(rows, study, grid) + note
     what = "partial results" if partial else "results"
     print(f"\n{what} of {sweep.name} ({study.accuracy.title} in percent; * is on the Pareto front)\n\n{table}")
     for line in problems(rows, grid):
@@ -63,7 +64,7 @@ def show(rows: Sequence[TrialRow], sweep: SweepSpec, parent: Run, *, partial: bo
         if isinstance(resolve_config(study.preset), TwoStageConfig):
             two_stage_plots(rows, out, sweep.name)
         (out / "table.txt").write_text(table, encoding="utf-8")
-        (out / "table.md").write_text(comparison(rows, study, grid, markdown=True), encoding="utf-8")
+        (out / "table.md").write_text(comparison(rows, study, grid, markdown=True) + note, encoding="utf-8")
         (out / "trials.json").write_text(json.dumps([asdict(row) for row in rows], indent=2, default=str), encoding="utf-8")
         storage.upload_tree(out, storage.join(sweep.folder, "report"))
         parent.log_artifact(out)
@@ -84,7 +85,7 @@ def keep_winner(best: TrialRow, sweep: SweepSpec, parent: Run, *, register: bool
     if sweep.keep_as:
         storage.upload_tree(package, sweep.keep_as, last=(MANIFEST_FILE,))
     title = sweep.plan.accuracy.title
-    print(f"winner: {best.name} (highest {title} less its price in multiply-adds and size); package: {best.package}")
+    print(f"winner: {best.name} (highest {title} less its price in {sweep.plan.tradeoff.words}); package: {best.package}")
     if name:
         found = registered(parent, name, load_manifest(package).weights_sha256)
         later = f"to be registered as models:/{name} once the tracking store has taken it"

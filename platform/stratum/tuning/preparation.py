@@ -15,14 +15,12 @@ from stratum_models.package import MANIFEST_FILE
 
 def all_groundwork(sweep: SweepSpec) -> list[Groundwork]:
     """The trainings that a sweep's trials start from; of a search, those of every stage 1 that it may draw."""
-    grid = sweep.grid()
-    if grid is not None:
-        variants = list(grid.variants)
-    else:
+    variants = list(sweep.grid().variants)
+    if sweep.space == "search":
         scales = sweep.plan.choices.get("scale", (None,))
         rules = sweep.plan.class_weights or (None,)
         drawn = [{"scale": scale, "class_weights_rule": rule} for scale, rule in itertools.product(scales, rules)]
-        variants = [sweep.variant({k: v for k, v in one.items() if v is not None}, "") for one in drawn]
+        variants += [sweep.variant({k: v for k, v in one.items() if v is not None}, "") for one in drawn]
     found = {one.name: one for one in map(groundwork_of, variants) if one is not None}
     return list(found.values())
 
@@ -44,4 +42,4 @@ def lay_groundwork(sweep: SweepSpec, parent_id: str, tracking: str, say: Say) ->
             claim(spec, run.run_id)
             result = run_distributed(spec, run_id=run.run_id, tracking_uri=tracking)
             run.log_metrics(result.metrics, step=result.epochs)
-            say(f"{one.name}: Dice {result.metrics.get('val/dice', float('nan')):.3f} after {result.epochs} epochs")
+            say(f"{one.name}: Dice {result.metrics.get('val/foreground_dice', float('nan')):.3f} after {result.epochs} epochs")

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,10 +57,25 @@ class TrialRow:
 
 
 class FinishedOnly(OptunaSearch):
-    """Optuna that learns from trials which ran to the end, and from no other."""
+    """Optuna that learns from the trials it drew which ran to the end, and from no other; before it draws any, ``named`` variants run."""
+
+    def __init__(self, *, metric: list[str], mode: list[str], seed: int, named: Sequence[str] = (), space: Any = None) -> None:
+        super().__init__(space=space, metric=metric, mode=mode, seed=seed)
+        self._left, self._named = list(named), set[str]()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """What a trial runs."""
+        if not self._left:
+            drawn: dict[str, Any] | None = super().suggest(trial_id)
+            return drawn
+        self._named.add(trial_id)
+        options = self._space if isinstance(self._space, dict) else {}
+        return {**dict.fromkeys(options), "variant": self._left.pop(0)}  # where an option is left out, Tune passes its whole domain on
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna the objectives of a finished trial; any other is told as failed."""
+        if trial_id in self._named:
+            return
         finished = not error and bool(result and result.get(FINISHED))
         super().on_trial_complete(trial_id, result if finished else None, error=not finished)
 
@@ -184,8 +199,7 @@ def last_line(error: object) -> str:
 
 def _tuner(trainable: Any, sweep: SweepSpec, tracking: str, resume: bool, say: Say) -> Tuner:
     filesystem, path = storage.ray_filesystem(sweep.folder)
-    grid = sweep.grid()
-    watch = Watch(tracking, say, sweep.plan, len(grid.variants) if grid else sweep.trials, sweep.base.train.epochs)
+    watch = Watch(tracking, say, sweep.plan, sweep.total, sweep.base.train.epochs)
     if resume and Tuner.can_restore(f"{path}/tune", storage_filesystem=filesystem):
         tuner = Tuner.restore(
             f"{path}/tune", trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem
@@ -203,17 +217,19 @@ def _space(sweep: SweepSpec, say: Say) -> tuple[dict[str, Any], TuneConfig]:
         "trial_name_creator": _name,
         "trial_dirname_creator": _name,
     }
-    grid = sweep.grid()
-    if grid is not None:
-        return {"variant": tune.grid_search([v.name for v in grid.variants])}, TuneConfig(**shared)
+    named = [v.name for v in sweep.grid().variants]
+    if sweep.space != "search":
+        return {"variant": tune.grid_search(named)}, TuneConfig(**shared)
     epochs = sweep.base.train.epochs
     goals = sweep.plan.objectives
-    searcher = FinishedOnly(metric=[goal.metric for goal in goals], mode=[goal.direction for goal in goals], seed=sweep.base.train.seed)
+    searcher = FinishedOnly(
+        metric=[goal.metric for goal in goals], mode=[goal.direction for goal in goals], seed=sweep.base.train.seed, named=named
+    )
     grace = min(sweep.grace_epochs or max(1, epochs // 4), max(epochs - 1, 1))
     scheduler = ASHAScheduler(
         time_attr=TIME, metric=UTILITY, mode="max", grace_period=grace, max_t=max(epochs, 2), reduction_factor=2, stop_last_trials=False
     )
-    return search_space(sweep.plan), TuneConfig(num_samples=sweep.trials, search_alg=searcher, scheduler=scheduler, **shared)
+    return search_space(sweep.plan), TuneConfig(num_samples=sweep.total, search_alg=searcher, scheduler=scheduler, **shared)
 
 
 def _name(trial: Any) -> str:

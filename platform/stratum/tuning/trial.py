@@ -30,7 +30,7 @@ from stratum.training.flags import with_class_weights
 from stratum.training.progress import say_nothing, say_on_stdout
 from stratum.training.run import RUN_FILE, build_loaders, claim, claimed, load, parameters, run_folder, write_package
 from stratum.training.spec import RunSpec
-from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, EpochRows, Report
+from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, EpochRows, Report, counted
 from stratum.tuning.space import Judgement, Variant, known
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.studies.study import RELATIVE_TIME
@@ -64,17 +64,20 @@ def _run_trial(variant: Variant, config: Mapping[str, Any], sweep: SweepSpec, pa
         claim(spec, run.run_id)
         run.log_metrics(costs)
         fixed = {**costs, RUN_ID: run.run_id}
+        epochs = 0 if "variant" in config else sweep.base.train.epochs  # what was named stays, to be compared with
+        threshold = threshold_macs(variant.preset, variant.overrides, sweep, data)
         try:
-            result = train_network(spec, run, data, EpochRows(fixed=fixed, study=sweep.study, epochs=sweep.base.train.epochs))
+            rows = EpochRows(fixed=fixed, study=sweep.study, epochs=epochs, threshold_macs=threshold)
+            result = train_network(spec, run, data, rows)
         except SystemExit:  # Tune stopped the trial; the driver, which knows why, says how the run ended
             run.leave()
             raise
-        final = {**result.metrics, **costs, **relative_time(spec, result, sweep, data)}
+        final = {**result.metrics, **costs, **counted(result.metrics, threshold), **relative_time(spec, result, sweep, data)}
         final[UTILITY] = sweep.plan.utility(final)
         run.log_metrics(final, step=result.epochs)
         log_figures(run, result, data)
     judged = {one.name: judge(one, variant, spec, result, sweep, data, parent_id) for one in variant.judgements}
-    ray.tune.report({**final, **fixed, "epoch": result.epochs, FINISHED: 1, PACKAGE: result.package, JUDGED: judged})
+    ray.tune.report({**fixed, **final, "epoch": result.epochs, FINISHED: 1, PACKAGE: result.package, JUDGED: judged})
 
 
 class TrialContext(LocalContext):
@@ -107,7 +110,8 @@ def judge(
         claim(spec, run.run_id)
         result: TrainResult = with_cpus(spec, evaluated_again, spec, trained, data)
         costs = static_costs(variant.preset, judgement.overrides, sweep, data)
-        metrics = {**result.metrics, **costs, **relative_time(spec, result, sweep, data)}
+        threshold = threshold_macs(variant.preset, judgement.overrides, sweep, data)
+        metrics = {**result.metrics, **costs, **counted(result.metrics, threshold), **relative_time(spec, result, sweep, data)}
         metrics[UTILITY] = sweep.plan.utility(metrics)
         run.log_metrics(metrics, step=result.epochs)
     return {"metrics": metrics, "run_id": run.run_id, "package": result.package}
@@ -131,7 +135,7 @@ def relative_time(spec: RunSpec, result: TrainResult, sweep: SweepSpec, data: Da
 def _timed_beside(package: str, images: Sequence[Tensor], sweep: SweepSpec) -> float:
     """Both networks see the same validation images, at the size that costs refer to."""
     device, name = "cuda" if sweep.base.use_gpu else "cpu", sweep.plan.reference
-    overrides = cost.unresized(known(name, {**sweep.plan.defaults, **sweep.extra}))
+    overrides = cost.unresized({**known(name, {**sweep.plan.defaults, **sweep.extra}), **sweep.plan.reference_options})
     classes = load_manifest(storage.fetch_tree(package)).num_classes
     reference = build_model(name, num_classes=classes, overrides=overrides)
     models = {key: prepare_for_inference(one.to(device)) for key, one in (("reference", reference), ("own", timed_model(package)))}
@@ -195,6 +199,11 @@ def log_figures(run: Run, result: TrainResult, data: Dataset) -> None:
 def static_costs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec, data: Dataset) -> dict[str, float]:
     """``cost/params``, ``cost/macs`` and ``cost/size_mb`` of a network at the sweep's size, whatever size it predicts at."""
     return cost.preset_cost(preset, sweep.cost_size, num_classes=len(data.classes), overrides=cost.unresized(overrides))
+
+
+def threshold_macs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec, data: Dataset) -> tuple[float, float] | None:
+    """What a network costs that picks by a threshold, as :func:`stratum.cost.threshold_macs`."""
+    return cost.threshold_macs(preset, sweep.cost_size, num_classes=len(data.classes), overrides=cost.unresized(overrides))
 
 
 def earlier_run(spec: RunSpec) -> str | None:
