@@ -11,6 +11,7 @@ import uuid
 from collections.abc import MutableMapping
 from typing import Any
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,6 +25,8 @@ from stratum_serve.problems import MEDIA_TYPE, Problem
 logger = logging.getLogger("ray.serve")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 RETRY_SECONDS = 1
+OPEN = ("", "/", "/openapi.json", "/healthz", "/readyz")  # paths that everyone may ask for, and what lies below OPEN_FOLDER
+OPEN_FOLDER = "/page/"
 
 
 class Gate:
@@ -49,10 +52,10 @@ class Gate:
             self._account(scope, visit)
 
     async def _pass(self, scope: Scope, visit: "_Visit") -> None:
-        if not scope["path"].startswith("/v1"):
+        if is_open(visit.path):
             await self._app(scope, visit.receive, visit.send)
             return
-        key = self._keys.check(visit.headers.get("authorization"), needed_scope(scope["method"], scope["path"]))
+        key = self._keys.check(visit.headers.get("authorization"), needed_scope(scope["method"], visit.path))
         visit.check_length()
         self._enter(key)
         try:
@@ -75,17 +78,18 @@ class Gate:
         self._meters.in_flight(self._door.inside)
 
     def _account(self, scope: Scope, visit: "_Visit") -> None:
-        if not scope["path"].startswith("/v1"):
+        if is_open(visit.path):
             return
         self._meters.request(scope["state"].get("model", ""), visit.status)
         seconds = time.monotonic() - visit.started
-        logger.info("request %s %s %s %s %.0f ms", visit.request_id, scope["method"], scope["path"], visit.status, 1000 * seconds)
+        logger.info("request %s %s %s %s %.0f ms", visit.request_id, scope["method"], visit.path, visit.status, 1000 * seconds)
 
 
 class _Visit:
     """One request: its id, what has been read of it, whether the answer has begun."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
+        self.path = get_route_path(scope)  # as the routes see it: without the prefix that the application is mounted under
         self.headers, self.started, self.status = Headers(scope=scope), time.monotonic(), 0
         given = self.headers.get("x-request-id", "")
         self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -126,6 +130,11 @@ class _Visit:
 
     def _too_long(self, what: str) -> Problem:
         return Problem("too-many-bytes", f"{what} are more than the {self._most} bytes that are taken: compress the image")
+
+
+def is_open(path: str) -> bool:
+    """Whether everyone may ask for a path, without a key and however much is under way."""
+    return path in OPEN or path.startswith(OPEN_FOLDER)
 
 
 def needed_scope(method: str, path: str) -> KeyScope | None:

@@ -1,6 +1,7 @@
 """Every way to be refused: its status, its type, a sentence that helps, and the request's id."""
 
 import io
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 from serve_tools import Server, Serving, png
+from starlette.testclient import TestClient
 
 from stratum_models.errors import UserError
 from stratum_models.package import WEIGHTS_FILE
@@ -82,6 +84,28 @@ def test_no_key_wrong_key_and_no_scope(
     assert made.http.post(SEGMENT, content=image, headers=bearer(keys["predict"])).status_code == 200
     assert made.http.get("/openapi.json").status_code == made.http.get("/").status_code == 200
     assert made.http.get("/v1/models").headers["www-authenticate"] == "Bearer"
+
+
+def test_under_a_prefix_keys_and_limits_hold(
+    serving: Serving, packages: dict[str, Path], keyed: tuple[Path, dict[str, str]], image: bytes
+) -> None:
+    path, keys = keyed
+    made = serving(models=f"losnet={packages['losnet']}", keys_file=str(path), limits={"body_bytes": 100_000})
+    made.wait()
+    http = TestClient(made.app, root_path="/plant", raise_server_exceptions=False)
+    for closed in ("/plant/v1/models", "/plant/v1", "/plant/other", "/plant//v1/models", "/v1/models"):
+        assert_refused(http.get(closed), "missing-key")
+    assert_refused(http.get("/plant/v1/batches/1", headers=bearer(keys["predict"])), "missing-scope")
+    assert_refused(http.post("/plant" + SEGMENT, content=b"x" * 100_001, headers=bearer(keys["predict"])), "too-many-bytes")
+    assert http.get("/plant/v1/models", headers=bearer(keys["predict"])).status_code == 200
+    assert http.get("/plant").url.path == "/plant/"  # what the page names is relative to it
+    page = http.get("/plant/")
+    for place in [*re.findall(r'(?:href|src)="([\w./-]+)"', page.text), "page/draw.js", "openapi.json", "healthz", "readyz"]:
+        assert http.get(f"/plant/{place}").status_code == 200, place
+    script = http.get("/plant/page/page.js").text
+    assert not re.search(r"""["'`]/""", script), "an address that forgets the prefix"
+    made.service.door.closing = True
+    assert_refused(http.get("/plant/v1/models", headers=bearer(keys["predict"])), "stopping")
 
 
 def test_a_key_is_revoked_while_the_server_runs(

@@ -22,7 +22,7 @@ function say(text, bad = false) {
 
 async function loadModels() {
   try {
-    models = (await (await ask("/v1/models")).json()).models;
+    models = (await (await ask("v1/models")).json()).models;
   } catch (error) {
     say(error.message, true);
     return;
@@ -80,14 +80,14 @@ async function show() {
   const which = at("which").value.trim();
   const name = encodeURIComponent(model.name + (which ? `@${which}` : "")).replace("%40", "@");
   const refined = model.pipeline && at("refine").checked;
-  const path = refined ? `/v1/refine/${name}/segment` : `/v1/models/${name}/segment`;
+  const path = refined ? `v1/refine/${name}/segment` : `v1/models/${name}/segment`;
   const own = refined ? { patches: at("patches").value } : {};
   const post = (target, more) => ask(`${target}?${query(more)}`, { method: "POST", ...body() });
   const found = await (await post(path, { ...own, geometry: "polygons" })).json();
   const [overlay, mask, measured] = await Promise.all([
     post(path, { ...own, format: "overlay" }).then((answer) => answer.blob()),
     post(path, { ...own, format: "png" }).then((answer) => answer.blob()),
-    post(`/v1/models/${name}/measure`, {}).then((answer) => answer.json()),
+    post(`v1/models/${name}/measure`, {}).then((answer) => answer.json()),
   ]);
   urls.forEach((url) => URL.revokeObjectURL(url));
   const link = (blob) => (urls.push(URL.createObjectURL(blob)), urls.at(-1));
