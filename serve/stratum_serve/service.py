@@ -12,12 +12,12 @@ from stratum_models.errors import UserError
 from stratum_serve.config import ServeConfig
 from stratum_serve.directory import Directory, PackageSource, Source, Target
 from stratum_serve.door import Door
-from stratum_serve.imaging import ImageLimits
+from stratum_serve.imaging import ImageLimits, read_header
 from stratum_serve.meters import Meters
 from stratum_serve.names import Reference, parse_reference
 from stratum_serve.options import CommonOptions
 from stratum_serve.problems import Problem
-from stratum_serve.worker import Answer, Task, check_image
+from stratum_serve.worker import Answer, Task
 
 logger = logging.getLogger("ray.serve")
 SHADOWS = 2  # that run at once; more of them are left out
@@ -83,7 +83,7 @@ class Service:
             raise Problem("unknown-model", f"{target.name} is no pipeline here: ask for /v1/models/{target.name}/segment")
         task = self._task(order, options, kind, target)
         if order.data:
-            await asyncio.to_thread(check_image, order.data, self._limits)
+            read_header(order.data, self._limits)
         remaining = order.seconds - (time.monotonic() - started)
         run = self.backend.refine if refine else self.backend.run
         try:

@@ -22,7 +22,7 @@ from stratum_serve.batching import Batcher
 from stratum_serve.config import Batching
 from stratum_serve.encode import MEDIA_TYPES, SUFFIXES, encode, summary, to_json
 from stratum_serve.engine import Engine
-from stratum_serve.imaging import ImageLimits, check_header, decode, read_header
+from stratum_serve.imaging import ImageLimits, decode
 from stratum_serve.measure import measurements
 from stratum_serve.options import CommonOptions, SegmentOptions, check_options
 from stratum_serve.problems import Problem
@@ -196,8 +196,3 @@ def _stored(answer: Answer, task: Task, suffix: str, clock: Clock) -> Answer:
     clock.add("store", since)
     body = to_json({**task.about, "output": uri, "bytes": len(answer.body), "media_type": answer.media_type})
     return replace(answer, body=body, media_type=MEDIA_TYPES["json"], timings=clock.timings)
-
-
-def check_image(data: bytes, limits: ImageLimits) -> None:
-    """What can be told of an image without decoding it. Raises Problem."""
-    check_header(read_header(data), limits)
