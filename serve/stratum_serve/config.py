@@ -52,6 +52,7 @@ class Limits(_Part):
 
     body_bytes: int = Field(default=32 * 2**20, gt=0)
     pixels: int = Field(default=40_000_000, gt=0)
+    instance_pixels: int = Field(default=8_000_000, gt=0, description="In which instances are looked for; larger images need max_size.")
     side: int = Field(default=20_000, gt=0, description="Pixels of the longer side.")
     frames: int = Field(default=1, ge=1)
     in_flight: int = Field(default=64, gt=0, description="Requests that one ingress replica works at or holds.")

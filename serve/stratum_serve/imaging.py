@@ -1,14 +1,17 @@
 """From the bytes of a request to pixels: what is too large or no image is refused from its header, before anything is decoded."""
 
 import io
+import math
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 
 import tifffile
+import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from stratum.data.images import DepthRule, ImageError, decode_image
 from stratum_serve.problems import Problem
@@ -25,6 +28,7 @@ class ImageLimits:
     pixels: int
     side: int
     frames: int = 1
+    instance_pixels: int = 8_000_000  # in which instances are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,36 @@ def read_header(data: bytes, limits: ImageLimits) -> Header:
         return _tiff_header(data, limits)
     except Exception as error:  # parsers raise whatever they stumble over
         raise _not_an_image(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def check_masks(header: Header, max_size: int | None, limits: ImageLimits) -> None:
+    """Raises Problem where an image is so large that the masks of its instances, each of its size, would not fit into memory."""
+    height, width = smaller_size(header.height, header.width, max_size)
+    if height * width > limits.instance_pixels:
+        about = int(max(height, width) * math.sqrt(limits.instance_pixels / (height * width)))
+        fitting = next(side for side in range(about, 0, -1) if math.prod(smaller_size(height, width, side)) <= limits.instance_pixels)
+        raise Problem(
+            "too-many-pixels",
+            f"{width}x{height} pixels are more than the {limits.instance_pixels} in which instances are looked for: "
+            f"add max_size={fitting}, or less, and the answer has the size of the image all the same",
+        )
+
+
+def smaller_size(height: int, width: int, max_size: int | None) -> tuple[int, int]:
+    """Height and width with the longer side at ``max_size`` pixels, or as they are where they are no larger."""
+    if max_size is None or max(height, width) <= max_size:
+        return height, width
+    scale = max_size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def shrunk(image: Tensor, max_size: int | None) -> Tensor:
+    """The image ``uint8 [3, h, w]`` at :func:`smaller_size`."""
+    size = smaller_size(int(image.shape[-2]), int(image.shape[-1]), max_size)
+    if size == tuple(image.shape[-2:]):
+        return image
+    small = interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return small.round().clamp(0, 255).to(torch.uint8)
 
 
 def decode(data: bytes, limits: ImageLimits, depth: DepthRule | None) -> Tensor:

@@ -15,7 +15,7 @@ class LocalBackend:
     """A worker with all models that were asked for; see :class:`stratum_serve.service.Backend`."""
 
     def __init__(self, config: ServeConfig, fetch: Callable[[str], Path] = fetch_package) -> None:
-        self._worker = Worker(config.batching, threads=max(1, int(config.scaling.cpus)))
+        self._worker = Worker(config.batching, threads=max(1, int(config.scaling.cpus)), pixels=config.limits.pixels)
         self._fetch = fetch
         self._engines: dict[str, Engine] = {}
 

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,11 +22,12 @@ from stratum_models.two_stage.model import TwoStage
 from stratum_models.two_stage.pick import Rule, choose, how_many
 from stratum_models.two_stage.scaling import at_size
 from stratum_serve.batching import Batcher
-from stratum_serve.config import Batching
+from stratum_serve.config import Batching, Limits
 from stratum_serve.engine import Engine
 from stratum_serve.options import RefineOptions, check_options
 from stratum_serve.problems import Problem
-from stratum_serve.results import Found, found_in, shrunk
+from stratum_serve.results import Found, found_in
+from stratum_serve.room import Room
 from stratum_serve.worker import Answer, Clock, Task, Worker
 
 Patches = NDArray[np.float32]  # [n, C, S, S] to stage 2, [n, K, S, S] back
@@ -53,29 +55,32 @@ class StageOne:
         deadline = time.monotonic() + task.seconds
         clock = Clock()
         check_options(task.options, engine.manifest)
-        image = await self._worker.image(engine, task, clock)
-        small = shrunk(image, task.options.max_size)
-        weight = int(small.shape[-2] * small.shape[-1])
-        timed = await self._batcher.submit((id(engine), engine.bucket(small)), (engine, small), weight=weight, deadline=deadline)
-        clock.timings |= {"queue": timed.queued, "infer": timed.ran}
-        cells, patches = await self._worker.off_loop(self._worker.helpers, _picked, clock, engine, timed.result, task)
-        since = time.monotonic()
-        refined = await refine(patches, deadline - since) if len(cells) else patches
-        clock.add("refine", since)
-        found = await self._worker.off_loop(self._worker.helpers, _merged, clock, engine, image, timed.result, cells, refined, task)
-        return await self._worker.finish(found, task, clock, timed.together)
+        async with self._worker.picture(engine, task, clock) as picture:
+            small = picture.small
+            weight = int(small.shape[-2] * small.shape[-1])
+            timed = await self._batcher.submit((id(engine), engine.bucket(small)), (engine, small), weight=weight, deadline=deadline)
+            clock.timings |= {"queue": timed.queued, "infer": timed.ran}
+            cells, patches = await self._worker.off_loop(self._worker.helpers, _picked, clock, engine, timed.result, task)
+            since = time.monotonic()
+            refined = await refine(patches, deadline - since) if len(cells) else patches
+            clock.add("refine", since)
+            find = partial(_merged, clock, engine, picture.whole, timed.result, cells, refined, task)
+            return await self._worker.finish(find, task, clock, timed.together)
 
 
 class StageTwo:
-    """Refines patches, those of all requests that wait together."""
+    """Refines patches, those of all requests that wait together; of their pixels so many are held at once."""
 
-    def __init__(self, worker: Worker, batching: Batching) -> None:
+    def __init__(self, worker: Worker, batching: Batching, pixels: int = Limits().pixels) -> None:
+        self._room = Room(pixels)
         self._batcher = Batcher[tuple[Engine, Patches], Patches](_refined, worker.compute, budget=batching.patches, most=batching.patches)
 
     async def refine(self, engine: Engine, patches: Patches, seconds: float) -> tuple[Patches, int]:
         """Probabilities of patches, and how many requests shared their batch. Raises Problem."""
+        deadline = time.monotonic() + seconds
         key = (id(engine), patches.shape[1:])
-        timed = await self._batcher.submit(key, (engine, patches), weight=len(patches), deadline=time.monotonic() + seconds)
+        async with self._room.hold(patches.size // patches.shape[1]):
+            timed = await self._batcher.submit(key, (engine, patches), weight=len(patches), deadline=deadline)
         return timed.result, timed.together
 
 
@@ -124,7 +129,9 @@ def pick(model: TwoStage, probabilities: Tensor, options: RefineOptions) -> Tens
 @torch.inference_mode()
 def _refined(items: Sequence[tuple[Engine, Patches]]) -> list[Patches]:
     model = pipeline_of(items[0][0])
-    patches = torch.cat([torch.tensor(part) for _, part in items]).to(model.device)
+    patches = torch.from_numpy(np.concatenate([part for _, part in items])).to(
+        model.device
+    )  # one copy, since those from afar are read-only
     found = model.refine(patches).cpu().numpy()
     ends = np.cumsum([len(part) for _, part in items])[:-1]
     return [np.ascontiguousarray(part) for part in np.split(found, ends)]

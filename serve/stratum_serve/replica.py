@@ -29,7 +29,7 @@ class _Host:
 
     def __init__(self, config: ServeConfig, scaling: Scaling) -> None:
         self._config, self._scaling = config, scaling
-        self.worker = Worker(config.batching, threads=max(1, int(scaling.cpus)))
+        self.worker = Worker(config.batching, threads=max(1, int(scaling.cpus)), pixels=config.limits.pixels)
         held = loaded_models()
         loaded: dict[str, None] = {}
 
@@ -118,7 +118,7 @@ class SecondStage:
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
         self._host = _Host(config, config.stage2)
-        self._stage = StageTwo(self._host.worker, config.batching)
+        self._stage = StageTwo(self._host.worker, config.batching, config.limits.pixels)
         self._together = batch_histogram()
         await self._host.load_live(config.pipelines)
 

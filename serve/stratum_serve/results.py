@@ -60,17 +60,6 @@ class Found:
         return [(index, name) for index, name in enumerate(self.manifest.classes) if not self.wanted or name in self.wanted]
 
 
-def shrunk(image: Tensor, max_size: int | None) -> Tensor:
-    """The image ``uint8 [3, h, w]`` with the longer side at ``max_size`` pixels, or as it is where it is no larger."""
-    height, width = int(image.shape[-2]), int(image.shape[-1])
-    if max_size is None or max(height, width) <= max_size:
-        return image
-    scale = max_size / max(height, width)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    small = interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return small.round().clamp(0, 255).to(torch.uint8)
-
-
 def found_in(image: Tensor, prediction: Prediction | Tensor, manifest: Manifest, options: CommonOptions) -> Found:
     """What a prediction, perhaps of the shrunk image, says of the image that was sent."""
     wanted = options.wanted()

@@ -12,12 +12,12 @@ from stratum_models.errors import UserError
 from stratum_serve.config import ServeConfig
 from stratum_serve.directory import Directory, PackageSource, Source, Target
 from stratum_serve.door import Door
-from stratum_serve.imaging import ImageLimits, read_header
+from stratum_serve.imaging import ImageLimits
 from stratum_serve.meters import Meters
 from stratum_serve.names import Reference, parse_reference
 from stratum_serve.options import CommonOptions
 from stratum_serve.problems import Problem
-from stratum_serve.worker import Answer, Task
+from stratum_serve.worker import Answer, Task, check_image
 
 logger = logging.getLogger("ray.serve")
 SHADOWS = 2  # that run at once; more of them are left out
@@ -58,7 +58,7 @@ class Service:
         self.directory = Directory(config.models, source or PackageSource(), self._load)
         self.meters, self.door = Meters(), Door()
         limits = config.limits
-        self._limits = ImageLimits(pixels=limits.pixels, side=limits.side, frames=limits.frames)
+        self._limits = ImageLimits(pixels=limits.pixels, side=limits.side, frames=limits.frames, instance_pixels=limits.instance_pixels)
         self._refresher: asyncio.Task[None] | None = None
         self._shadows: set[asyncio.Task[None]] = set()
 
@@ -83,7 +83,7 @@ class Service:
             raise Problem("unknown-model", f"{target.name} is no pipeline here: ask for /v1/models/{target.name}/segment")
         task = self._task(order, options, kind, target)
         if order.data:
-            read_header(order.data, self._limits)
+            check_image(order.data, task, target.manifest)
         remaining = order.seconds - (time.monotonic() - started)
         run = self.backend.refine if refine else self.backend.run
         try:

@@ -5,9 +5,11 @@ Knows no Ray, so that the same runs in a test, in a benchmark, and behind a depl
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -18,15 +20,17 @@ from stratum.inference.classes import in_windows
 from stratum.storage import DeniedError, MissingError, UnreachableError
 from stratum_models.errors import UserError
 from stratum_models.interface import Prediction
+from stratum_models.package import Manifest
 from stratum_serve.batching import Batcher
-from stratum_serve.config import Batching
+from stratum_serve.config import Batching, Limits
 from stratum_serve.encode import MEDIA_TYPES, SUFFIXES, encode, summary, to_json
 from stratum_serve.engine import Engine
-from stratum_serve.imaging import ImageLimits, decode
+from stratum_serve.imaging import Header, ImageLimits, check_masks, decode, read_header, shrunk
 from stratum_serve.measure import measurements
 from stratum_serve.options import CommonOptions, SegmentOptions, check_options
 from stratum_serve.problems import Problem
-from stratum_serve.results import Found, found_in, shrunk
+from stratum_serve.results import Found, found_in
+from stratum_serve.room import Room
 
 T = TypeVar("T")
 
@@ -68,19 +72,29 @@ class Clock:
         self.timings[step] = self.timings.get(step, 0.0) + time.monotonic() - since
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Picture:
+    """An image ``uint8 [3, H, W]`` as it was sent, and as small as it is wanted to be predicted."""
+
+    whole: Tensor
+    small: Tensor
+
+
 class Worker:
     """Answers tasks with engines that it is given.
 
     Args:
         batching: what goes through a network at once.
         threads: of the network, and as many again for decoding and encoding.
+        pixels: that are held decoded at once; images of further tasks wait as the bytes that they came as.
     """
 
-    def __init__(self, batching: Batching, threads: int = 1) -> None:
+    def __init__(self, batching: Batching, threads: int = 1, pixels: int = Limits().pixels) -> None:
         torch.set_num_threads(threads)
         self._batching = batching
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.helpers = ThreadPoolExecutor(max(2, threads), thread_name_prefix="codec")
+        self._room = Room(pixels)
         self._batcher = Batcher[tuple[Engine, Tensor], Prediction](_predict, self.compute, budget=batching.pixels, most=batching.images)
 
     async def answer(self, engine: Engine, task: Task) -> Answer:
@@ -88,21 +102,23 @@ class Worker:
         deadline = time.monotonic() + task.seconds
         clock = Clock()
         check_options(task.options, engine.manifest)
-        image = await self.image(engine, task, clock)
-        prediction, together = await self._predict(engine, image, task, deadline, clock)
-        found = await self.off_loop(self.helpers, _found, clock, image, prediction, engine, task.options)
-        return await self.finish(found, task, clock, together)
+        async with self.picture(engine, task, clock) as picture:
+            prediction, together = await self._predict(engine, picture.small, task, deadline, clock)
+            return await self.finish(partial(_found, clock, picture.whole, prediction, engine, task.options), task, clock, together)
 
-    async def image(self, engine: Engine, task: Task, clock: Clock) -> Tensor:
-        """The task's image ``uint8 [3, H, W]``."""
-        return await self.off_loop(self.helpers, _read, clock, task, engine)
+    @asynccontextmanager
+    async def picture(self, engine: Engine, task: Task, clock: Clock) -> AsyncIterator[Picture]:
+        """The task's image, decoded, for as long as there has to be room for it."""
+        data = await self.off_loop(self.helpers, _read, clock, task)
+        header = check_image(data, task, engine.manifest)
+        async with self._room.hold(header.width * header.height):
+            yield await self.off_loop(self.helpers, _decoded, clock, data, task, engine)
 
-    async def finish(self, found: Found, task: Task, clock: Clock, together: int) -> Answer:
-        """The answer in the format that was asked for, on S3 too where that is wanted."""
-        return await self.off_loop(self.helpers, _encoded, clock, found, task, together)
+    async def finish(self, find: Callable[[], Found], task: Task, clock: Clock, together: int) -> Answer:
+        """What ``find`` makes out, in the format that was asked for; both in one thread, one after the other."""
+        return await self.off_loop(self.helpers, lambda: _encoded(clock, find(), task, together))
 
-    async def _predict(self, engine: Engine, image: Tensor, task: Task, deadline: float, clock: Clock) -> tuple[Prediction | Tensor, int]:
-        small = shrunk(image, task.options.max_size)
+    async def _predict(self, engine: Engine, small: Tensor, task: Task, deadline: float, clock: Clock) -> tuple[Prediction | Tensor, int]:
         window = engine.manifest.tile if task.options.tile is None else task.options.tile
         if engine.manifest.task == "semantic" and in_windows((int(small.shape[-2]), int(small.shape[-1])), window):
             since = time.monotonic()
@@ -142,16 +158,29 @@ def _predict(items: Sequence[tuple[Engine, Tensor]]) -> list[Prediction]:
     return items[0][0].predict([image for _, image in items])
 
 
-def _read(clock: Clock, task: Task, engine: Engine) -> Tensor:
+def check_image(data: bytes, task: Task, manifest: Manifest) -> Header:
+    """What can be told of an image without decoding it. Raises Problem where it cannot be answered."""
+    header = read_header(data, task.limits)
+    if manifest.task == "instance":
+        check_masks(header, task.options.max_size, task.limits)
+    return header
+
+
+def _read(clock: Clock, task: Task) -> bytes:
+    if isinstance(task.source, bytes):
+        return task.source
     since = time.monotonic()
-    data = task.source
-    if isinstance(data, str):
-        data = _fetched(data, task.largest)
-        clock.add("fetch", since)
-        since = time.monotonic()
-    image = decode(data, task.limits, engine.depth)
+    data = _fetched(task.source, task.largest)
+    clock.add("fetch", since)
+    return data
+
+
+def _decoded(clock: Clock, data: bytes, task: Task, engine: Engine) -> Picture:
+    since = time.monotonic()
+    whole = decode(data, task.limits, engine.depth)
+    small = shrunk(whole, task.options.max_size)
     clock.add("decode", since)
-    return image
+    return Picture(whole=whole, small=small)
 
 
 def _fetched(uri: str, largest: int) -> bytes:

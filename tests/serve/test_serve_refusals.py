@@ -175,6 +175,20 @@ def test_too_many_pixels_frames_and_sides(serving: Serving, packages: dict[str, 
     assert made.http.post(SEGMENT, content=png(np.zeros((100, 100, 3), np.uint8))).status_code == 200
 
 
+def test_too_large_for_instances(serving: Serving, packages: dict[str, Path], image: bytes) -> None:
+    models = [{"name": name, "package": str(packages[name])} for name in ("losnet", "slag")]
+    made = serving(models=models, limits={"instance_pixels": 5000})
+    made.wait()
+    refused = assert_refused(made.http.post(SEGMENT, content=image), "too-many-pixels")
+    way_out = re.search(r"max_size=(\d+)", str(refused["detail"]))
+    assert way_out is not None
+    answer = made.http.post(f"{SEGMENT}?{way_out[0]}", content=image)
+    assert answer.status_code == 200
+    assert (answer.json()["height"], answer.json()["width"]) == (96, 128)
+    assert_refused(made.http.post(f"{SEGMENT}?max_size={int(way_out[1]) + 2}", content=image), "too-many-pixels")
+    assert made.http.post("/v1/models/slag/segment", content=image).status_code == 200
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n", b"GIF89a\x01\x00\x01\x00"], ids=["empty", "text", "cut", "gif"]
 )
