@@ -55,7 +55,7 @@ class StageOne:
         deadline = time.monotonic() + task.seconds
         clock = Clock()
         check_options(task.options, engine.manifest)
-        async with self._worker.picture(engine, task, clock) as picture:
+        async with self._worker.picture(engine, task, deadline, clock) as picture:
             small = picture.small
             weight = int(small.shape[-2] * small.shape[-1])
             timed = await self._batcher.submit((id(engine), engine.bucket(small)), (engine, small), weight=weight, deadline=deadline)
@@ -65,7 +65,8 @@ class StageOne:
             refined = await refine(patches, deadline - since) if len(cells) else patches
             clock.add("refine", since)
             find = partial(_merged, clock, engine, picture.whole, timed.result, cells, refined, task)
-            return await self._worker.finish(find, task, clock, timed.together)
+            answer = await self._worker.finish(find, task, clock, timed.together)
+        return await self._worker.delivered(answer, task, deadline, clock)
 
 
 class StageTwo:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stratum import storage
 from stratum.inference.classes import in_windows
-from stratum.storage import DeniedError, MissingError, UnreachableError
+from stratum.storage import DeniedError, MissingError, StorageError, TooLargeError
 from stratum_models.errors import UserError
 from stratum_models.interface import Prediction
 from stratum_models.package import Manifest
@@ -28,11 +28,13 @@ from stratum_serve.engine import Engine
 from stratum_serve.imaging import Header, ImageLimits, check_masks, decode, read_header, shrunk
 from stratum_serve.measure import measurements
 from stratum_serve.options import CommonOptions, SegmentOptions, check_options
+from stratum_serve.outside import Outside
 from stratum_serve.problems import Problem
 from stratum_serve.results import Found, found_in
 from stratum_serve.room import Room
 
 T = TypeVar("T")
+RETRY_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class Task:
     limits: ImageLimits
     largest: int  # bytes of an image on S3
     output: str = ""  # where on S3 the answer is stored, empty: nowhere
+    compared: bool = False  # whether a shadow's answer is compared with this one
     about: Mapping[str, Any] = field(default_factory=dict)  # for the answer's JSON: model and request
 
 
@@ -55,8 +58,9 @@ class Answer:
 
     body: bytes
     media_type: str
+    suffix: str = ""  # of its name in storage
     timings: Mapping[str, float]  # seconds by step
-    summary: Mapping[str, float]
+    summary: Mapping[str, float] = field(default_factory=dict)  # where it is to be compared with another's
     pixels: int
     together: int  # images in its batch
 
@@ -94,6 +98,7 @@ class Worker:
         self._batching = batching
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.helpers = ThreadPoolExecutor(max(2, threads), thread_name_prefix="codec")
+        self._outside = Outside()
         self._room = Room(pixels)
         self._batcher = Batcher[tuple[Engine, Tensor], Prediction](_predict, self.compute, budget=batching.pixels, most=batching.images)
 
@@ -102,14 +107,20 @@ class Worker:
         deadline = time.monotonic() + task.seconds
         clock = Clock()
         check_options(task.options, engine.manifest)
-        async with self.picture(engine, task, clock) as picture:
+        async with self.picture(engine, task, deadline, clock) as picture:
             prediction, together = await self._predict(engine, picture.small, task, deadline, clock)
-            return await self.finish(partial(_found, clock, picture.whole, prediction, engine, task.options), task, clock, together)
+            find = partial(_found, clock, picture.whole, prediction, engine, task.options)
+            answer = await self.finish(find, task, clock, together)
+        return await self.delivered(answer, task, deadline, clock)
 
     @asynccontextmanager
-    async def picture(self, engine: Engine, task: Task, clock: Clock) -> AsyncIterator[Picture]:
+    async def picture(self, engine: Engine, task: Task, deadline: float, clock: Clock) -> AsyncIterator[Picture]:
         """The task's image, decoded, for as long as there has to be room for it."""
-        data = await self.off_loop(self.helpers, _read, clock, task)
+        data = task.source
+        if isinstance(data, str):
+            since = time.monotonic()
+            data = await self._from_outside(deadline, storage.read_once, data, task.largest)
+            clock.add("fetch", since)
         header = check_image(data, task, engine.manifest)
         async with self._room.hold(header.width * header.height):
             yield await self.off_loop(self.helpers, _decoded, clock, data, task, engine)
@@ -117,6 +128,18 @@ class Worker:
     async def finish(self, find: Callable[[], Found], task: Task, clock: Clock, together: int) -> Answer:
         """What ``find`` makes out, in the format that was asked for; both in one thread, one after the other."""
         return await self.off_loop(self.helpers, lambda: _encoded(clock, find(), task, together))
+
+    async def delivered(self, answer: Answer, task: Task, deadline: float, clock: Clock) -> Answer:
+        """The answer, or where it lies once it is stored."""
+        if not task.output:
+            return answer
+        assert isinstance(task.source, str)
+        since = time.monotonic()
+        uri = storage.join(task.output, storage.name(task.source).rsplit(".", 1)[0] + answer.suffix)
+        await self._from_outside(deadline, storage.write_bytes, uri, answer.body)
+        clock.add("store", since)
+        body = to_json({**task.about, "output": uri, "bytes": len(answer.body), "media_type": answer.media_type})
+        return replace(answer, body=body, media_type=MEDIA_TYPES["json"], timings=clock.timings)
 
     async def _predict(self, engine: Engine, small: Tensor, task: Task, deadline: float, clock: Clock) -> tuple[Prediction | Tensor, int]:
         window = engine.manifest.tile if task.options.tile is None else task.options.tile
@@ -137,20 +160,29 @@ class Worker:
         except UserError as error:
             raise problem_of(error) from error
 
+    async def _from_outside(self, deadline: float, function: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return await self._outside.call(deadline - time.monotonic(), function, *arguments)
+        except UserError as error:
+            raise problem_of(error) from error
+
     def close(self) -> None:
         """End the threads."""
+        self._outside.close()
         self.compute.shutdown(wait=False, cancel_futures=True)
         self.helpers.shutdown(wait=False, cancel_futures=True)
 
 
 def problem_of(error: UserError) -> Problem:
-    """What a mistake below means for the client."""
+    """What goes wrong below, by the user's mistake or without it, for the client."""
     if isinstance(error, MissingError):
         return Problem("s3-missing", str(error))
     if isinstance(error, DeniedError):
         return Problem("s3-denied", str(error))
-    if isinstance(error, UnreachableError):
-        return Problem("unavailable", str(error), 5)
+    if isinstance(error, TooLargeError):
+        return Problem("too-many-bytes", str(error))
+    if isinstance(error, StorageError):  # S3 is away, or this server may not or cannot reach it
+        return Problem("unavailable", str(error), RETRY_SECONDS)
     return Problem("bad-option", str(error))
 
 
@@ -166,31 +198,12 @@ def check_image(data: bytes, task: Task, manifest: Manifest) -> Header:
     return header
 
 
-def _read(clock: Clock, task: Task) -> bytes:
-    if isinstance(task.source, bytes):
-        return task.source
-    since = time.monotonic()
-    data = _fetched(task.source, task.largest)
-    clock.add("fetch", since)
-    return data
-
-
 def _decoded(clock: Clock, data: bytes, task: Task, engine: Engine) -> Picture:
     since = time.monotonic()
     whole = decode(data, task.limits, engine.depth)
     small = shrunk(whole, task.options.max_size)
     clock.add("decode", since)
     return Picture(whole=whole, small=small)
-
-
-def _fetched(uri: str, largest: int) -> bytes:
-    size = storage.size(uri)
-    if size > largest:
-        raise Problem("too-many-bytes", f"{uri} has {size} bytes, {largest} are taken: use a smaller file")
-    data = storage.read_bytes(uri)
-    if len(data) > largest:  # replaced in between
-        raise Problem("too-many-bytes", f"{uri} has {len(data)} bytes, {largest} are taken: use a smaller file")
-    return data
 
 
 def _found(clock: Clock, image: Tensor, prediction: Prediction | Tensor, engine: Engine, options: CommonOptions) -> Found:
@@ -210,18 +223,12 @@ def _encoded(clock: Clock, found: Found, task: Task, together: int) -> Answer:
         body = to_json({**task.about, **measurements(found, options)})
     clock.add("encode", since)
     height, width = found.size
-    answer = Answer(
-        body=body, media_type=media_type, timings=clock.timings, summary=summary(found), pixels=height * width, together=together
+    return Answer(
+        body=body,
+        media_type=media_type,
+        suffix=suffix,
+        timings=clock.timings,
+        summary=summary(found) if task.compared else {},
+        pixels=height * width,
+        together=together,
     )
-    return _stored(answer, task, suffix, clock) if task.output else answer
-
-
-def _stored(answer: Answer, task: Task, suffix: str, clock: Clock) -> Answer:
-    """The answer in storage; what goes back says where it is."""
-    assert isinstance(task.source, str)
-    since = time.monotonic()
-    uri = storage.join(task.output, storage.name(task.source).rsplit(".", 1)[0] + suffix)
-    storage.write_bytes(uri, answer.body)
-    clock.add("store", since)
-    body = to_json({**task.about, "output": uri, "bytes": len(answer.body), "media_type": answer.media_type})
-    return replace(answer, body=body, media_type=MEDIA_TYPES["json"], timings=clock.timings)
