@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stratum import storage
 from stratum.cluster import forwarded_environment, ray_is_local
-from stratum.data.images import IMAGE_SUFFIXES, DepthRule, read_image
+from stratum.data.images import IMAGE_SUFFIXES, DepthRule, decode_image
 from stratum.data.scans import ZARR, is_scan, list_scans
 from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
 from stratum.inference.instances import InstanceWriter
@@ -153,7 +153,7 @@ def _pace(done: int, total: int, seconds: float) -> str:
 def read(uri: str, depth: DepthRule | None) -> Tensor:
     """One image ``uint8 [3, H, W]``, from storage or drawn."""
     if not storage.is_synthetic(uri):
-        return read_image(uri, depth)
+        return decode_image(storage.read_once(uri), depth, uri)
     base, _, number = uri.partition("#")
     return draw_sample(parse_uri(base), int(number))[0].image
 

@@ -1,6 +1,7 @@
 """Single files by URI, wherever they are."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def read_bytes(uri: str) -> bytes:
     return local.read(cache.fetch(uri) if is_remote(uri) else Path(uri))
 
 
-def read_once(uri: str, most: int) -> bytes:
+def read_once(uri: str, most: int = sys.maxsize) -> bytes:
     """The content of a file of no more than ``most`` bytes, for those who will not ask for it again: it is not kept in the cache.
 
     Raises:
