@@ -15,7 +15,7 @@ from stratum.tracking import tracking_uri
 from stratum_models.errors import UserError
 from stratum_models.package import load_manifest
 from stratum_serve.batch_routes import batch_routes
-from stratum_serve.calls import call
+from stratum_serve.calls import call, everywhere
 from stratum_serve.config import Scaling, ServeArgs, ServeConfig, load_config
 from stratum_serve.http import make_app
 from stratum_serve.keys import VARIABLE, KeyRing
@@ -51,9 +51,9 @@ class RayBackend:
 
     async def load(self, model_id: str, *, pipeline: bool) -> None:
         """See :class:`stratum_serve.service.Backend`."""
-        await call(self._models, "load", model_id)
+        await everywhere(self._models, "load", model_id)
         if pipeline and self._stage1 is not None:
-            await call(self._stage1, "load", model_id)
+            await everywhere(self._stage1, "load", model_id)
 
 
 @serve.ingress()

@@ -1,4 +1,4 @@
-"""Calls between deployments: to a replica that has the model, again to another where one dies, never queued without bound."""
+"""Calls between deployments: to a replica that has the model, again to another where one dies, never queued without bound; or to all."""
 
 import asyncio
 from typing import Any
@@ -47,3 +47,20 @@ async def call(handle: DeploymentHandle[Any], method: str, model_id: str, *argum
             raise answer
         return answer
     raise Problem("unavailable", "the replicas of the model end again and again: their log tells why", RETRY_SECONDS)
+
+
+async def everywhere(handle: DeploymentHandle[Any], method: str, model_id: str) -> None:
+    """Call a method of all replicas of a deployment that there are, or of the first one that comes; one that dies meanwhile is left out.
+
+    Raises:
+        Problem: one of them says so.
+    """
+    try:
+        answers = await handle.broadcast(method, model_id).results_async(return_exceptions=True)
+    except DeploymentUnavailableError:  # it has no replica, now
+        answers = []
+    for answer in answers:
+        if isinstance(answer, Problem):
+            raise answer
+    if all(isinstance(answer, Exception) for answer in answers):
+        await call(handle, method, model_id)

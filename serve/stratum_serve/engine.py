@@ -71,8 +71,8 @@ class Engine:
         return math.ceil(height / DIVISOR), math.ceil(width / DIVISOR)
 
 
-def open_package(folder: Path, sha256: str = "", *, device: str = "cpu", backend: Backend = "torch") -> Engine:
-    """The engine of a package, its hashes checked; ``sha256`` is what its weights must have, if known.
+def build_engine(folder: Path, sha256: str = "", *, device: str = "cpu", backend: Backend = "torch") -> Engine:
+    """The engine of a package, its hashes checked, not warm yet; ``sha256`` is what its weights must have, if known.
 
     Raises:
         UserError: the package is damaged, or another one than was asked for.
@@ -80,6 +80,11 @@ def open_package(folder: Path, sha256: str = "", *, device: str = "cpu", backend
     loaded = load_package(folder)
     if sha256 and loaded.manifest.weights_sha256 != sha256:
         raise UserError(f"{folder}: its weights have changed (sha256 {loaded.manifest.weights_sha256[:12]}...): ask again")
-    engine = Engine(loaded, device=device, backend=backend)
+    return Engine(loaded, device=device, backend=backend)
+
+
+def open_package(folder: Path, sha256: str = "", *, device: str = "cpu", backend: Backend = "torch") -> Engine:
+    """The same, warm. Raises UserError as that does."""
+    engine = build_engine(folder, sha256, device=device, backend=backend)
     engine.warm()
     return engine

@@ -10,12 +10,10 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from stratum.registry import fetch_package
-from stratum_models.errors import UserError
-from stratum_serve.calls import call
+from stratum_serve.calls import call, everywhere
 from stratum_serve.config import Scaling, ServeConfig
 from stratum_serve.directory import PackageSource
-from stratum_serve.engine import Engine, open_package
+from stratum_serve.engine import Engine
 from stratum_serve.meters import batch_histogram, loaded_models
 from stratum_serve.problems import Problem
 from stratum_serve.refine import Patches, StageOne, StageTwo
@@ -28,14 +26,14 @@ class _Host:
     """Loads models, least recently used ones out, with threads fitted to the replica's CPUs; what is live is loaded from the start."""
 
     def __init__(self, config: ServeConfig, scaling: Scaling) -> None:
-        self._config, self._scaling = config, scaling
+        self._config = config
         self.worker = Worker(config.batching, threads=max(1, int(scaling.cpus)), pixels=config.limits.pixels)
         held = loaded_models()
         loaded: dict[str, None] = {}
 
         @serve.multiplexed(max_num_models_per_replica=config.models_per_replica)  # type: ignore[untyped-decorator]
         async def engine(model_id: str) -> Engine:
-            opened = await self._open(model_id)
+            opened = await self.worker.load(model_id, device="cuda" if scaling.gpus else "cpu", backend=config.backend)
             loaded[model_id] = None
             held.set(min(len(loaded), config.models_per_replica))
             return opened
@@ -48,20 +46,10 @@ class _Host:
         models = [model for model in self._config.models if only is None or model.name in only]
         for model in models[: self._config.models_per_replica]:
             try:
-                target = await self.worker.off_loop(self.worker.helpers, source.find, model, "")
+                target = await self.worker.off_loop(self.worker.loader, source.find, model, "")
                 await self.engine(target.model_id)
             except Problem as problem:  # the ingress tells clients
                 logger.error("model %s: %s", model.name, problem.detail)
-
-    async def _open(self, model_id: str) -> Engine:
-        uri, _, sha256 = model_id.rpartition("#")
-        device, backend = "cuda" if self._scaling.gpus else "cpu", self._config.backend
-        try:
-            return await self.worker.off_loop(
-                self.worker.compute, lambda: open_package(fetch_package(uri), sha256, device=device, backend=backend)
-            )
-        except (UserError, Problem) as error:
-            raise Problem("model-broken", error.detail if isinstance(error, Problem) else str(error), 5) from error
 
 
 class Models:
@@ -107,7 +95,7 @@ class FirstStage:
     async def load(self, model_id: str) -> Problem | None:
         """Have a model ready, in stage 2 as well."""
         try:
-            await call(self._stage2, "load", model_id)
+            await everywhere(self._stage2, "load", model_id)
         except Problem as problem:
             return problem
         return await _loaded(self._host, model_id)

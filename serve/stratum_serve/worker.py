@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stratum import storage
 from stratum.inference.classes import in_windows
+from stratum.registry import fetch_package
 from stratum.storage import DeniedError, MissingError, StorageError, TooLargeError
 from stratum_models.errors import UserError
 from stratum_models.interface import Prediction
@@ -24,7 +25,7 @@ from stratum_models.package import Manifest
 from stratum_serve.batching import Batcher
 from stratum_serve.config import Batching, Limits
 from stratum_serve.encode import MEDIA_TYPES, SUFFIXES, encode, summary, to_json
-from stratum_serve.engine import Engine
+from stratum_serve.engine import Backend, Engine, build_engine
 from stratum_serve.imaging import Header, ImageLimits, check_masks, decode, read_header, shrunk
 from stratum_serve.measure import measurements
 from stratum_serve.options import CommonOptions, SegmentOptions, check_options
@@ -98,9 +99,23 @@ class Worker:
         self._batching = batching
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.helpers = ThreadPoolExecutor(max(2, threads), thread_name_prefix="codec")
+        self.loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._outside = Outside()
         self._room = Room(pixels)
         self._batcher = Batcher[tuple[Engine, Tensor], Prediction](_predict, self.compute, budget=batching.pixels, most=batching.images)
+
+    async def load(self, model_id: str, *, device: str = "cpu", backend: Backend = "torch") -> Engine:
+        """The engine of a target's ``model_id``; only warming it takes the network's thread from those that answer. Raises Problem."""
+        uri, _, sha256 = model_id.rpartition("#")
+        loop = asyncio.get_running_loop()
+        try:
+            engine = await loop.run_in_executor(
+                self.loader, lambda: build_engine(fetch_package(uri, sha256), sha256, device=device, backend=backend)
+            )
+            await loop.run_in_executor(self.compute, engine.warm)
+        except UserError as error:
+            raise Problem("model-broken", str(error), RETRY_SECONDS) from error
+        return engine
 
     async def answer(self, engine: Engine, task: Task) -> Answer:
         """The answer to a task. Raises Problem where it cannot be answered."""
@@ -169,8 +184,8 @@ class Worker:
     def close(self) -> None:
         """End the threads."""
         self._outside.close()
-        self.compute.shutdown(wait=False, cancel_futures=True)
-        self.helpers.shutdown(wait=False, cancel_futures=True)
+        for executor in (self.compute, self.helpers, self.loader):
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 def problem_of(error: UserError) -> Problem:

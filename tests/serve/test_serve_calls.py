@@ -1,11 +1,13 @@
 """Calls of replicas that die: another one is asked, but no request ends one after the other."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from stratum_serve import calls
 from stratum_serve.problems import Problem
@@ -14,8 +16,17 @@ from stratum_serve.problems import Problem
 class Handle:
     """A deployment that gives these answers, one after the other."""
 
-    def __init__(self, *answers: object) -> None:
-        self.answers = list(answers)
+    def __init__(self, *answers: object, replicas: Sequence[object] = ()) -> None:
+        self.answers, self.replicas = list(answers), replicas
+
+    def broadcast(self, *_: object) -> "Handle":
+        return self
+
+    async def results_async(self, *, return_exceptions: bool) -> Sequence[object]:
+        assert return_exceptions
+        if not self.replicas:
+            raise DeploymentUnavailableError(DeploymentID(name="models"))
+        return self.replicas
 
     def options(self, **_: object) -> "Handle":
         return self
@@ -67,3 +78,17 @@ def test_a_request_ends_two_replicas_at_most() -> None:
     with pytest.raises(Problem) as caught:
         ask(Handle(*[death("a")] * calls.ATTEMPTS))
     assert caught.value.kind == "unavailable"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "asked_again"), [((None, None), False), ((None, death("a")), False), ((death("a"), death("b")), True), ((), True)]
+)
+def test_all_replicas_are_asked_or_the_first_that_comes(replicas: Sequence[object], asked_again: bool) -> None:
+    handle = Handle("loaded", replicas=replicas)
+    asyncio.run(calls.everywhere(handle, "load", "model"))  # type: ignore[arg-type]
+    assert handle.answers == ([] if asked_again else ["loaded"])
+
+
+def test_what_one_replica_cannot_load_is_broken() -> None:
+    with pytest.raises(Problem, match="damaged"):
+        asyncio.run(calls.everywhere(Handle(replicas=(None, Problem("model-broken", "damaged"))), "load", "model"))  # type: ignore[arg-type]
