@@ -70,23 +70,23 @@ def batch_routes(service: Service) -> APIRouter:
     desk = BatchDesk(store, config.batches, config.limits.batches)
     away = (*COMMON, *KEYS, "unavailable")
 
-    @router.post("/batches", status_code=202, responses=problems(*away, "unknown-model", "too-many-bytes", "bad-option"))
+    @router.post("/batches", status_code=202, responses=problems(*away, "unknown-model", "too-many-bytes"))
     async def start_batch(asked: BatchRequest) -> BatchDocument:
         """Start a batch; it is accepted at once and runs in the background."""
         target = await service.directory.resolve(parse_reference(asked.model))
         return _document(await _started(desk, _state(asked, target, config.s3_prefixes, config.batch_workers)))
 
-    @router.get("/batches/{batch}", responses=problems(*away, "unknown-batch", "bad-option"))
+    @router.get("/batches/{batch}", responses=problems(*away, "unknown-batch"))
     async def show_batch(batch: Id) -> BatchDocument:
         """How far a batch is."""
         return _document(_known(await desk.look(batch), batch))
 
-    @router.delete("/batches/{batch}", responses=problems(*away, "unknown-batch", "bad-option"))
+    @router.delete("/batches/{batch}", responses=problems(*away, "unknown-batch"))
     async def cancel_batch(batch: Id) -> BatchDocument:
         """End a batch; what is done stays, and it can be resumed."""
         return _document(_known(await desk.cancel(batch), batch))
 
-    @router.post("/batches/{batch}/resume", status_code=202, responses=problems(*away, "unknown-batch", "batch-running", "bad-option"))
+    @router.post("/batches/{batch}/resume", status_code=202, responses=problems(*away, "unknown-batch", "batch-running"))
     async def resume_batch(batch: Id) -> BatchDocument:
         """Go on with a batch that was cancelled, cut short or failed: no image is done twice."""
         state = _known(await desk.look(batch), batch)

@@ -6,16 +6,17 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from stratum_serve.bodies import FORM, JSON, TIMEOUT
+from stratum_serve.bodies import FORM, JSON
+from stratum_serve.gate import TIMEOUT
 from stratum_serve.imaging import MEDIA_TYPES
 from stratum_serve.problems import KINDS, MEDIA_TYPE
 from stratum_serve.schema import Measurement, ProblemDocument, S3Image, Segmentation, Stored
 
 _SCHEMAS = "#/components/schemas/"
 _COMPONENTS = (ProblemDocument, S3Image, Segmentation, Measurement, Stored)
-COMMON = ("bad-request", "method-not-allowed", "overload", "internal", "stopping")
+COMMON = ("bad-request", "method-not-allowed", "bad-option", "overload", "internal", "stopping", "deadline")
 KEYS = ("missing-key", "missing-scope")
-IMAGES = (*COMMON, *KEYS, "unknown-model", "too-many-bytes", "not-an-image", "bad-option", "unavailable", "deadline")
+IMAGES = (*COMMON, *KEYS, "unknown-model", "too-many-bytes", "not-an-image", "unavailable")
 
 BINARY = {"type": "string", "format": "binary"}
 

@@ -4,7 +4,7 @@ Shapes: ``H`` and ``W`` the size of an image.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -59,9 +59,9 @@ class Engine:
         found = self.model.predict([to_float(image).to(self.model.device) for image in images])
         return [one.to("cpu") for one in found]
 
-    def in_windows(self, image: Tensor, window: int, batch: int = 4) -> ClassesFound:
-        """The classes of an image ``uint8 [3, H, W]`` in windows of that side."""
-        return find_classes(self.model, [image], window=window, batch=batch)[0]
+    def in_windows(self, image: Tensor, window: int, before: Callable[[], None]) -> ClassesFound:
+        """The classes of an image ``uint8 [3, H, W]`` in windows of that side; ``before`` is called before each few, and may raise."""
+        return find_classes(self.model, [image], window=window, before=before)[0]
 
     def bucket(self, image: Tensor) -> Hashable:
         """What images have in common that can go through the network together without one changing the answer for another."""

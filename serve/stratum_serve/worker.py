@@ -4,6 +4,7 @@ Knows no Ray, so that the same runs in a test, in a benchmark, and behind a depl
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -85,6 +86,22 @@ class Picture:
     small: Tensor
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Wanted:
+    """An image ``uint8 [3, H, W]`` to be predicted."""
+
+    engine: Engine
+    image: Tensor
+    windows: int  # their side; 0: whole
+    deadline: float
+    gone: threading.Event = field(default_factory=threading.Event)  # set when nobody waits for it any more
+
+    def check(self) -> None:
+        """Raises Problem where it need not be gone on with."""
+        if self.gone.is_set() or time.monotonic() >= self.deadline:
+            raise Problem("deadline", "the deadline passed, or the client left, in the middle of the image")
+
+
 class Worker:
     """Answers tasks with engines that it is given.
 
@@ -102,7 +119,7 @@ class Worker:
         self.loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._outside = Outside()
         self._room = Room(pixels)
-        self._batcher = Batcher[tuple[Engine, Tensor], Prediction](_predict, self.compute, budget=batching.pixels, most=batching.images)
+        self._batcher = Batcher[_Wanted, Prediction | Tensor](_predict, self.compute, budget=batching.pixels, most=batching.images)
 
     async def load(self, model_id: str, *, device: str = "cpu", backend: Backend = "torch") -> Engine:
         """The engine of a target's ``model_id``; only warming it takes the network's thread from those that answer. Raises Problem."""
@@ -157,14 +174,15 @@ class Worker:
         return replace(answer, body=body, media_type=MEDIA_TYPES["json"], timings=clock.timings)
 
     async def _predict(self, engine: Engine, small: Tensor, task: Task, deadline: float, clock: Clock) -> tuple[Prediction | Tensor, int]:
+        size = (int(small.shape[-2]), int(small.shape[-1]))
         window = engine.manifest.tile if task.options.tile is None else task.options.tile
-        if engine.manifest.task == "semantic" and in_windows((int(small.shape[-2]), int(small.shape[-1])), window):
-            since = time.monotonic()
-            found = await asyncio.get_running_loop().run_in_executor(self.compute, engine.in_windows, small, window)
-            clock.add("infer", since)
-            return found, 1
-        weight = int(small.shape[-2] * small.shape[-1])
-        timed = await self._batcher.submit((id(engine), engine.bucket(small)), (engine, small), weight=weight, deadline=deadline)
+        windows = window if engine.manifest.task == "semantic" and in_windows(size, window) else 0
+        wanted = _Wanted(engine=engine, image=small, windows=windows, deadline=deadline)
+        key = wanted if windows else (id(engine), engine.bucket(small))  # in windows, an image is a batch of its own
+        try:
+            timed = await self._batcher.submit(key, wanted, weight=size[0] * size[1], deadline=deadline)
+        finally:
+            wanted.gone.set()
         clock.timings |= {"queue": timed.queued, "infer": timed.ran}
         return timed.result, timed.together
 
@@ -201,8 +219,11 @@ def problem_of(error: UserError) -> Problem:
     return Problem("bad-option", str(error))
 
 
-def _predict(items: Sequence[tuple[Engine, Tensor]]) -> list[Prediction]:
-    return items[0][0].predict([image for _, image in items])
+def _predict(items: Sequence[_Wanted]) -> Sequence[Prediction | Tensor]:
+    first = items[0]
+    if first.windows:
+        return [first.engine.in_windows(first.image, first.windows, first.check)]
+    return first.engine.predict([one.image for one in items])
 
 
 def check_image(data: bytes, task: Task, manifest: Manifest) -> Header:

@@ -1,9 +1,11 @@
 """Every way to be refused: its status, its type, a sentence that helps, and the request's id."""
 
+import asyncio
 import io
+import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,14 @@ import pytest
 import yaml
 from PIL import Image
 from serve_tools import Server, Serving, png
+from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from stratum_models.errors import UserError
 from stratum_models.package import WEIGHTS_FILE
 from stratum_serve.app import check_open
+from stratum_serve.gate import seconds_of
 from stratum_serve.keys import KeyRing, new_key
 from stratum_serve.problems import KINDS, MEDIA_TYPE
 from stratum_serve.worker import Answer, Task
@@ -55,8 +60,6 @@ class Slow:
         self.ended = 0
 
     async def run(self, model_id: str, task: Task) -> Answer:
-        import asyncio
-
         self.started += 1
         try:
             await asyncio.sleep(30)
@@ -240,6 +243,41 @@ def test_the_deadline_passes(serving: Serving, packages: dict[str, Path], image:
     assert (slow.started, slow.ended) == (1, 1)  # nobody goes on computing
 
 
+def test_the_deadline_passes_while_the_body_comes(server: Server) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(30)
+        raise AssertionError("nobody waits so long")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"x-request-timeout-seconds", b"0.05")]
+    scope = {"type": "http", "method": "POST", "path": SEGMENT, "query_string": b"", "headers": headers}
+    asyncio.run(server.app(scope, receive, send))
+    assert sent[0]["status"] == 504
+    assert json.loads(sent[1]["body"])["type"] == "urn:stratum:problem:deadline"
+
+
+def test_an_answer_that_has_begun_is_not_cut(serving: Serving, packages: dict[str, Path]) -> None:
+    made = serving(models=f"losnet={packages['losnet']}")
+    made.wait()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"begun"
+        await asyncio.sleep(0.2)
+        yield b" and ended"
+
+    made.app.add_api_route("/v1/slow", lambda: StreamingResponse(slowly()))
+    assert made.http.get("/v1/slow", headers={"X-Request-Timeout-Seconds": "0.1"}).text == "begun and ended"
+
+
+def test_rays_proxy_is_not_first_with_the_deadline() -> None:
+    for asked, seconds in (("10", 9.0), ("1", 0.9), ("100", 60.0), (None, 60.0), ("61", 60.0), ("0.1", 0.09)):
+        assert seconds_of(asked, 60.0) == pytest.approx(seconds)
+
+
 def test_overload(serving: Serving, packages: dict[str, Path], image: bytes) -> None:
     made = serving(models=f"losnet={packages['losnet']}", limits={"in_flight": 1}, backend=(slow := Slow()))
     made.wait()
@@ -257,13 +295,14 @@ def test_a_model_that_is_broken(serving: Serving, packages: dict[str, Path], tmp
     weights = bytearray((folder / WEIGHTS_FILE).read_bytes())
     weights[len(weights) // 2] ^= 1
     (folder / WEIGHTS_FILE).write_bytes(weights)
-    made = serving(models=f"losnet={folder}")
+    made = serving(models=f"losnet={folder}", refresh_seconds=0.1)
     broken = made.http.post(SEGMENT, content=image)
     assert_refused(broken, "model-broken")
     assert "retry-after" in broken.headers
     assert_refused(made.http.get("/readyz"), "not-ready")
     assert "damaged" in made.http.get("/v1/models").json()["models"][0]["note"]
     shutil.copy(packages["losnet"] / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    made.wait()  # it is looked at again
     assert made.http.post(SEGMENT, content=image).status_code == 200
 
 

@@ -1,19 +1,8 @@
-"""What is held decoded at once is bounded."""
+"""Room for so much at once, in order."""
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
 
-import pytest
-from serve_tools import picture, png
-
-from stratum_serve import worker as worker_module
-from stratum_serve.config import Batching
-from stratum_serve.engine import open_package
-from stratum_serve.imaging import ImageLimits
-from stratum_serve.options import SegmentOptions
 from stratum_serve.room import Room
-from stratum_serve.worker import Answer, Task, Worker
 
 
 def test_only_so_much_is_inside_and_nothing_is_overtaken() -> None:
@@ -41,40 +30,3 @@ def test_only_so_much_is_inside_and_nothing_is_overtaken() -> None:
     asyncio.run(main())
     assert order == [0, 1, 2, 4, 5, 6]
     assert 4 < most <= 10
-
-
-def test_a_worker_decodes_no_more_than_it_may_hold(packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    made, engine = Worker(Batching(), pixels=2 * 96 * 128), open_package(packages["losnet"])
-    held = most = 0
-    decode: Callable[..., object] = worker_module._decoded
-    encode: Callable[..., object] = worker_module._encoded
-
-    def decoded(*given: object) -> object:
-        nonlocal held, most
-        held += 1
-        most = max(most, held)
-        return decode(*given)
-
-    def encoded(*given: object) -> object:
-        nonlocal held
-        held -= 1
-        return encode(*given)
-
-    monkeypatch.setattr(worker_module, "_decoded", decoded)
-    monkeypatch.setattr(worker_module, "_encoded", encoded)
-    task = Task(
-        kind="segment",
-        source=png(picture()),
-        options=SegmentOptions(format="png"),
-        seconds=60,
-        limits=ImageLimits(pixels=10**6, side=5000),
-        largest=10**6,
-    )
-
-    async def main() -> list[Answer]:
-        return await asyncio.gather(*(made.answer(engine, task) for _ in range(7)))
-
-    answers = asyncio.run(main())
-    made.close()
-    assert len({answer.body for answer in answers}) == 1
-    assert most == 2

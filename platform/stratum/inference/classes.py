@@ -3,7 +3,7 @@
 Shapes: ``K`` classes, ``H`` and ``W`` the size of an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -23,8 +23,14 @@ def in_windows(size: tuple[int, int], window: int) -> bool:
     return bool(window) and max(size) > window
 
 
+def _nothing() -> None:
+    pass
+
+
 @torch.inference_mode()
-def find_classes(model: SegmentationModel, images: Sequence[Tensor], *, window: int = 0, batch: int = 4) -> list[ClassesFound]:
+def find_classes(
+    model: SegmentationModel, images: Sequence[Tensor], *, window: int = 0, batch: int = 4, before: Callable[[], None] = _nothing
+) -> list[ClassesFound]:
     """What a semantic model finds in images ``uint8 [3, H, W]``.
 
     Of an image in windows no more is held than a row of windows with their probabilities, and the labels of all.
@@ -34,9 +40,11 @@ def find_classes(model: SegmentationModel, images: Sequence[Tensor], *, window: 
         images: on the CPU; those that are predicted whole are predicted together.
         window: side in pixels of the windows for larger images; 0: all are predicted whole.
         batch: windows that are predicted together.
+        before: called before each batch; what it raises ends all.
     """
 
     def probabilities(parts: Sequence[Tensor]) -> list[Tensor]:
+        before()
         predictions = model.predict([to_float(part).to(model.device) for part in parts])
         return [cast(SemanticPrediction, prediction).probabilities.cpu() for prediction in predictions]
 
