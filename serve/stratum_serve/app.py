@@ -18,7 +18,7 @@ from stratum_serve.batch_routes import batch_routes
 from stratum_serve.calls import call, everywhere
 from stratum_serve.config import Scaling, ServeArgs, ServeConfig, load_config
 from stratum_serve.http import make_app
-from stratum_serve.keys import VARIABLE, KeyRing
+from stratum_serve.keys import VARIABLE, KeyRing, given_keys
 from stratum_serve.problems import Problem
 from stratum_serve.replica import FirstStage, Models, SecondStage
 from stratum_serve.service import Service
@@ -88,11 +88,16 @@ def build(args: ServeArgs) -> Application:
     if config.pipelines:
         stage2 = _deployed(SecondStage, "stage2", _options(config.stage2, config, env)).bind(config)
         stage1 = _deployed(FirstStage, "stage1", _options(config.stage1, config, env)).bind(config, stage2)
-    ingress = _options(config.ingress, config, tracking) | {
+    ingress = _options(config.ingress, config, tracking | _keys(config)) | {
         "max_queued_requests": INGRESS_QUEUE,
         "backpressure_config": {"status_code": 429, "retry_after_s": 1},
     }
     return _deployed(Ingress, "ingress", ingress).bind(config, models, stage1)
+
+
+def _keys(config: ServeConfig) -> dict[str, str]:
+    """The variable of keys for replicas, which may stand on machines where it is not set; it holds hashes alone."""
+    return {VARIABLE: given_keys()} if given_keys() and not config.keys_file else {}
 
 
 def with_pipelines(config: ServeConfig) -> ServeConfig:

@@ -123,6 +123,34 @@ def test_an_empty_file_of_keys_is_not_open(tmp_path: Path) -> None:
         ring.check(None, None)
 
 
+def test_an_empty_variable_of_keys_is_not_open_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, is_open in (("[]", False), (" [] ", False), ("", True), (" ", True)):
+        monkeypatch.setenv("STRATUM_SERVE_KEYS", text)
+        assert KeyRing().open == is_open
+    monkeypatch.delenv("STRATUM_SERVE_KEYS")
+    assert KeyRing().open
+
+
+def test_keys_of_the_driver_reach_the_ingress_wherever_it_stands(
+    packages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = json.dumps([new_key("plant")[1].model_dump(mode="json")])
+    (tmp_path / "keys.yaml").write_text(keys)
+    models = f"losnet={packages['losnet']}"
+    assert "STRATUM_SERVE_KEYS" not in env_of(ServeArgs(models=models))
+    monkeypatch.setenv("STRATUM_SERVE_KEYS", keys)
+    assert env_of(ServeArgs(models=models))["STRATUM_SERVE_KEYS"] == keys
+    assert "STRATUM_SERVE_KEYS" not in env_of(ServeArgs(models=models, keys_file=str(tmp_path / "keys.yaml")))
+
+
+def env_of(args: ServeArgs) -> dict[str, str]:
+    """The variables that the ingress replicas get."""
+    from stratum_serve.app import build
+
+    found: dict[str, str] = build(args)._bound_deployment.ray_actor_options["runtime_env"]["env_vars"]
+    return found
+
+
 def test_loopback() -> None:
     assert all(is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"))
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "", "192.168.0.1", "host.example"))
