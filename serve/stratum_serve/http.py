@@ -20,7 +20,7 @@ from stratum_serve.gate import Gate
 from stratum_serve.keys import KeyRing
 from stratum_serve.meters import server_timing
 from stratum_serve.names import parse_reference
-from stratum_serve.options import MeasureOptions, RefineOptions, SegmentOptions
+from stratum_serve.options import MeasureOptions, RefineMeasureOptions, RefineOptions, SegmentOptions
 from stratum_serve.problems import MEDIA_TYPE, Problem
 from stratum_serve.schema import Health, ModelDetails, ModelList, ModelSummary
 from stratum_serve.service import Service
@@ -95,6 +95,12 @@ def _models(service: Service) -> APIRouter:
         """Find what is in an image in two stages: small first, then the patches that are least sure at full resolution."""
         order = await read_order(request)
         return _response(request, *await service.answer(pipeline, order, options, "segment", refine=True))
+
+    @router.post("/refine/{pipeline}/measure", response_class=Response, responses=measured(), openapi_extra=image_body())
+    async def measure_refined(pipeline: Model, options: Annotated[RefineMeasureOptions, Query()], request: Request) -> Response:
+        """Measure what two stages find in an image."""
+        order = await read_order(request)
+        return _response(request, *await service.answer(pipeline, order, options, "measure", refine=True))
 
     return router
 

@@ -2,7 +2,7 @@
 
 from stratum_serve.config import ServeConfig
 from stratum_serve.engine import Engine
-from stratum_serve.problems import Problem
+from stratum_serve.refine import StageOne, StageTwo, both_here
 from stratum_serve.worker import Answer, Task, Worker
 
 
@@ -11,6 +11,7 @@ class LocalBackend:
 
     def __init__(self, config: ServeConfig) -> None:
         self._worker = Worker(config.batching, threads=max(1, int(config.scaling.cpus)), pixels=config.limits.pixels)
+        self._stages = StageOne(self._worker, config.batching), StageTwo(self._worker, config.batching)
         self._engines: dict[str, Engine] = {}
 
     async def run(self, model_id: str, task: Task) -> Answer:
@@ -21,7 +22,9 @@ class LocalBackend:
 
     async def refine(self, model_id: str, task: Task) -> Answer:
         """See :class:`stratum_serve.service.Backend`."""
-        raise Problem("unavailable", "this server has no deployments for pipelines: set pipelines")
+        if model_id not in self._engines:
+            await self.load(model_id, pipeline=True)
+        return await both_here(*self._stages, self._engines[model_id], task)
 
     async def load(self, model_id: str, *, pipeline: bool) -> None:
         """See :class:`stratum_serve.service.Backend`."""

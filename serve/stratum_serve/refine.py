@@ -4,7 +4,6 @@ Shapes: ``K`` classes, ``H`` and ``W`` the size of an image, ``n`` patches, ``S`
 that stage 2 sees.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from stratum_models.two_stage.scaling import at_size
 from stratum_serve.batching import Batcher
 from stratum_serve.config import Batching, Limits
 from stratum_serve.engine import Engine
-from stratum_serve.options import RefineOptions, check_options
+from stratum_serve.options import PatchOptions, check_options
 from stratum_serve.problems import Problem
 from stratum_serve.results import Found, found_in
 from stratum_serve.room import Room
@@ -107,13 +106,13 @@ def _coarse(items: Sequence[tuple[Engine, Tensor]]) -> list[Coarse]:
 def _picked(clock: Clock, engine: Engine, coarse: Coarse, task: Task) -> tuple[Tensor, Patches]:
     since = time.monotonic()
     model = pipeline_of(engine)
-    cells = pick(model, coarse.probabilities, task.options if isinstance(task.options, RefineOptions) else RefineOptions())
+    cells = pick(model, coarse.probabilities, task.options if isinstance(task.options, PatchOptions) else PatchOptions())
     patches = model.cut(coarse.image, coarse.probabilities, cells)
     clock.add("pick", since)
     return cells, patches.contiguous().numpy()
 
 
-def pick(model: TwoStage, probabilities: Tensor, options: RefineOptions) -> Tensor:
+def pick(model: TwoStage, probabilities: Tensor, options: PatchOptions) -> Tensor:
     """The patches of ``[K, H, W]`` to refine, int64 ``[n]``: as the request says, or as the model was configured."""
     config = model.config
     if not model.refines:
@@ -157,4 +156,4 @@ async def both_here(one: StageOne, two: StageTwo, engine: Engine, task: Task) ->
     async def refine(patches: Patches, seconds: float) -> Patches:
         return (await two.refine(engine, patches, seconds))[0]
 
-    return await asyncio.wait_for(one.answer(engine, task, refine), task.seconds)
+    return await one.answer(engine, task, refine)

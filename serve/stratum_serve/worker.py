@@ -29,7 +29,7 @@ from stratum_serve.encode import MEDIA_TYPES, SUFFIXES, encode, summary, to_json
 from stratum_serve.engine import Backend, Engine, build_engine
 from stratum_serve.imaging import Header, ImageLimits, check_masks, decode, read_header, shrunk
 from stratum_serve.measure import measurements
-from stratum_serve.options import CommonOptions, SegmentOptions, check_options
+from stratum_serve.options import CommonOptions, ShapeOptions, WindowOptions, check_options
 from stratum_serve.outside import Outside
 from stratum_serve.problems import Problem
 from stratum_serve.results import Found, found_in
@@ -175,7 +175,8 @@ class Worker:
 
     async def _predict(self, engine: Engine, small: Tensor, task: Task, deadline: float, clock: Clock) -> tuple[Prediction | Tensor, int]:
         size = (int(small.shape[-2]), int(small.shape[-1]))
-        window = engine.manifest.tile if task.options.tile is None else task.options.tile
+        asked = task.options.tile if isinstance(task.options, WindowOptions) else None
+        window = engine.manifest.tile if asked is None else asked
         windows = window if engine.manifest.task == "semantic" and in_windows(size, window) else 0
         wanted = _Wanted(engine=engine, image=small, windows=windows, deadline=deadline)
         key = wanted if windows else (id(engine), engine.bucket(small))  # in windows, an image is a batch of its own
@@ -252,7 +253,7 @@ def _found(clock: Clock, image: Tensor, prediction: Prediction | Tensor, engine:
 def _encoded(clock: Clock, found: Found, task: Task, together: int) -> Answer:
     since = time.monotonic()
     options, media_type, suffix = task.options, MEDIA_TYPES["json"], ".measure.json"
-    if isinstance(options, SegmentOptions) and task.kind == "segment":
+    if isinstance(options, ShapeOptions) and task.kind == "segment":
         media_type, suffix = MEDIA_TYPES[options.format], SUFFIXES[options.format]
         body = encode(found, options.format, options.geometry, task.about)
     else:
