@@ -18,6 +18,7 @@ COMMON = ("bad-request", "method-not-allowed", "bad-option", "overload", "intern
 KEYS = ("missing-key", "missing-scope")
 IMAGES = (*COMMON, *KEYS, "unknown-model", "too-many-bytes", "not-an-image", "unavailable")
 
+CURL = "application/x-www-form-urlencoded"  # as which `curl --data-binary` sends whatever it sends
 BINARY = {"type": "string", "format": "binary"}
 
 
@@ -41,7 +42,8 @@ def image_body() -> dict[str, Any]:
     """The body of a route that takes an image, and its deadline."""
     form = {"type": "object", "required": ["image"], "properties": {"image": BINARY}}
     content: dict[str, Any] = {media_type: {"schema": BINARY} for media_type in MEDIA_TYPES}
-    content |= {"application/octet-stream": {"schema": BINARY}, FORM: {"schema": form}, JSON: {"schema": ref("S3Image")}}
+    content |= {media_type: {"schema": BINARY} for media_type in ("application/octet-stream", CURL)}
+    content |= {FORM: {"schema": form}, JSON: {"schema": ref("S3Image")}}
     seconds = {"type": "number", "exclusiveMinimum": 0}
     header = {"name": TIMEOUT, "in": "header", "required": False, "description": "Seconds until a 504.", "schema": seconds}
     return {"requestBody": {"required": True, "content": content}, "parameters": [header]}
