@@ -124,7 +124,13 @@ class ServeConfig(_Part):
     models_per_replica: int = Field(default=3, ge=1)
     batching: Batching = Batching()
     batches: str = Field(default="", description="A folder or s3://... that remembers batches; empty: the user's own on this machine.")
-    batch_workers: int = Field(default=1, ge=1, description="Actors of Ray Data that a batch may have, each of one CPU.")
+    batch_workers: int = Field(default=1, ge=1, description="Actors of Ray Data that a batch may have.")
+    batch_cpus: float | None = Field(
+        default=None,
+        ge=0,
+        description="CPUs that each of them asks for. By default 1 on a cluster, which may grow; none on a Ray of `make serve`, whose "
+        "CPUs the models may all have: they then take what requests leave.",
+    )
     page: bool = True
     port: int = Field(default=8000, gt=0, lt=65536, description="Of `make serve`; elsewhere http_options of a Serve configuration say it.")
 

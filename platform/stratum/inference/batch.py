@@ -6,6 +6,7 @@ belongs to all of them: annotations, measurements, and what could not be read.
 
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, load_manifest, load_package
 
 SAY_SECONDS = 5.0
+NICENESS = 10  # of actors that have no CPUs of their own
 
 
 class Predictor:
@@ -43,6 +45,8 @@ class Predictor:
         """``package`` holds one Ray reference to the content of the package's files: no worker needs the registry or the driver's disk."""
         import ray
 
+        if not (spec.cpus or spec.gpu):
+            os.nice(NICENESS)
         with tempfile.TemporaryDirectory() as folder:
             for name, data in ray.get(package[0]).items():
                 (Path(folder) / name).write_bytes(data)
@@ -178,7 +182,7 @@ def _stream(package: Path, spec: BatchSpec, works: Sequence[Work]) -> Iterator[F
         fn_constructor_args=([files], spec),  # in a list, since Ray warns of an actor whose argument itself is in the object store
         batch_size=spec.batch_size,
         compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=0 if spec.gpu else 1,
+        num_cpus=0 if spec.gpu else spec.cpus,
         num_gpus=1 if spec.gpu else 0,
         runtime_env={"env_vars": forwarded_environment()},  # where Ray was connected before the keys of S3 were set, as in a notebook
     )

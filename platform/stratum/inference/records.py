@@ -13,7 +13,7 @@ from stratum_models.errors import UserError
 
 FOLDER = "records"
 RUN = "run.json"  # in the folder: what the run was asked for
-_OWN = ("batch_size", "workers", "gpu", "resume")  # fields that change no result
+_OWN = ("batch_size", "workers", "gpu", "cpus", "resume")  # fields that change no result
 
 
 def record_uri(spec: BatchSpec, work: Work) -> str:
