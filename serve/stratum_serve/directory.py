@@ -108,7 +108,9 @@ class Directory:
     ) -> None:
         self.models = {model.name: model for model in models}
         self._source, self._load, self._patience = source, load, patience
-        self._entries: dict[Reference, _Entry] = {Reference(name=name): _Entry() for name in self.models}
+        self._configured = [Reference(name=model.name, which=which) for model in self.models.values() for which in model.which]
+        self._configured.sort(key=lambda reference: bool(reference.which))  # what is live comes first
+        self._entries: dict[Reference, _Entry] = {reference: _Entry() for reference in self._configured}
 
     @property
     def ready(self) -> bool:
@@ -131,7 +133,7 @@ class Directory:
         if entry.target is not None:
             return entry.target
         error = entry.error
-        if reference.which and isinstance(error, NotRegisteredError):
+        if reference not in self._configured and isinstance(error, NotRegisteredError):
             self._entries.pop(reference, None)  # what clients invent is not kept
         raise _problem(error, reference)
 
@@ -139,7 +141,7 @@ class Directory:
         """Look at every reference again, and forget those that nobody has asked for in a while."""
         now = time.monotonic()
         for reference, entry in list(self._entries.items()):
-            if reference.which and now - entry.asked > FORGET_SECONDS:
+            if reference not in self._configured and now - entry.asked > FORGET_SECONDS:
                 del self._entries[reference]
             elif not (reference.version and entry.target is not None):  # a version never changes
                 await self._look(reference, entry)

@@ -31,22 +31,23 @@ class _Host:
         held = loaded_models()
         loaded: dict[str, None] = {}
 
-        @serve.multiplexed(max_num_models_per_replica=config.models_per_replica)  # type: ignore[untyped-decorator]
+        @serve.multiplexed(max_num_models_per_replica=config.models_held)  # type: ignore[untyped-decorator]
         async def engine(model_id: str) -> Engine:
             opened = await self.worker.load(model_id, device="cuda" if scaling.gpus else "cpu", backend=config.backend)
             loaded[model_id] = None
-            held.set(min(len(loaded), config.models_per_replica))
+            held.set(min(len(loaded), config.models_held))
             return opened
 
         self.engine: Callable[[str], Awaitable[Engine]] = engine
 
     async def load_live(self, only: tuple[str, ...] | None = None) -> None:
-        """Load what the configuration makes live, so that a new replica is warm before it gets requests."""
+        """Load what the configuration names, so that a new replica is warm before it gets requests."""
         source = PackageSource()
         models = [model for model in self._config.models if only is None or model.name in only]
-        for model in models[: self._config.models_per_replica]:
+        wanted = [(model, which) for model in models for which in model.which]
+        for model, which in wanted:
             try:
-                target = await self.worker.off_loop(self.worker.loader, source.find, model, "")
+                target = await self.worker.off_loop(self.worker.loader, source.find, model, which)
                 await self.engine(target.model_id)
             except Problem as problem:  # the ingress tells clients
                 logger.error("model %s: %s", model.name, problem.detail)

@@ -58,12 +58,20 @@ def test_without_anything_the_demo_is_served(tmp_path: Path, packages: dict[str,
         ({"models": [{"name": "a", "package": "p", "canary": {"to": "x", "share": 0.5}}]}, "no versions"),
         ({"models": [{"name": "a", "canary": {"to": "x", "share": 2}}]}, "share"),
         ({"models": "a", "config": "/nowhere.yaml"}, "/nowhere.yaml"),
+        ({"models": "a,b,c", "models_per_replica": 2}, "models_per_replica 2: 3 are configured"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_config(ServeArgs(**values))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_a_replica_holds_all_that_is_configured_and_one_more() -> None:
+    shares = {"canary": {"to": "next", "share": 0.1}, "shadow": {"to": "best", "share": 1}}
+    models = [{"name": "a", **shares}, {"name": "b"}]
+    assert load_config(ServeArgs(models=models)).models_held == 5  # type: ignore[call-arg]
+    assert load_config(ServeArgs(models=models, models_per_replica=4)).models_held == 4  # type: ignore[call-arg]
 
 
 def test_two_stage_packages_become_pipelines(packages: dict[str, Path]) -> None:

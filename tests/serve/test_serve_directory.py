@@ -37,8 +37,8 @@ class Site:
         if self.broken:
             raise Problem("model-broken", "its weights are damaged")
 
-    def directory(self, patience: float = 60.0) -> Directory:
-        return Directory([ModelConfig(name="ore")], self, self.load, patience)
+    def directory(self, patience: float = 60.0, **values: Any) -> Directory:
+        return Directory([ModelConfig(name="ore", **values)], self, self.load, patience)
 
 
 def test_all_who_ask_share_one_look_which_goes_on_without_them() -> None:
@@ -84,5 +84,22 @@ def test_a_failure_is_believed_for_a_while(which: str) -> None:
         site.broken = True
         assert await asked(eager) + await asked(eager) == ["model-broken"] * 8
         assert site.found == 4
+
+    asyncio.run(main())
+
+
+def test_canaries_and_shadows_are_there_before_they_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stratum_serve.directory.FORGET_SECONDS", -1.0)
+
+    async def main() -> None:
+        site = Site()
+        directory = site.directory(canary={"to": "next", "share": 0.1}, shadow={"to": "3", "share": 1.0})
+        await directory.refresh()
+        assert (site.found, site.loaded) == (3, 3)
+        targets = [await directory.resolve(Reference(name="ore", which=which)) for which in ("", "next", "3")]
+        assert [one.version for one in targets] == ["1", "2", "3"]
+        await directory.resolve(Reference(name="ore", which="other"))
+        await directory.refresh()  # which forgets what nobody has configured, or asked for in a while
+        assert {str(reference) for reference in directory._entries} == {"ore", "ore@next", "ore@3"}
 
     asyncio.run(main())
