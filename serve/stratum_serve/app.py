@@ -26,7 +26,7 @@ from stratum_serve.worker import Answer, Task
 
 logger = logging.getLogger("ray.serve")
 APPLICATION = "default"  # its name, as `serve run` gives it
-DRAIN_SECONDS = 20.0
+DRAIN_SECONDS = 5.0  # beyond the longest deadline
 LOOK_BACK_SECONDS = 4.0  # over which autoscaling averages
 INGRESS_QUEUE = 100
 
@@ -146,7 +146,8 @@ def _options(scaling: Scaling, config: ServeConfig, env: dict[str, str]) -> dict
         "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus, "runtime_env": {"env_vars": env}},
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": config.limits.queued,
-        "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+        "graceful_shutdown_timeout_s": config.limits.seconds + DRAIN_SECONDS,
+        "max_surge_percent": 100,  # a new version comes up beside the old one, which goes on answering
         "autoscaling_config": {
             "min_replicas": scaling.min_replicas,
             "max_replicas": scaling.max_replicas,

@@ -49,6 +49,11 @@ class StageOne:
         self._worker = worker
         self._batcher = Batcher[tuple[Engine, Tensor], Coarse](_coarse, worker.compute, budget=4 * batching.pixels, most=batching.images)
 
+    @property
+    def age(self) -> float:
+        """Seconds that the batch that runs has been running."""
+        return self._batcher.age
+
     async def answer(self, engine: Engine, task: Task, refine: Refine) -> Answer:
         """The answer to a task. Raises Problem where it cannot be answered."""
         deadline = time.monotonic() + task.seconds
@@ -74,6 +79,11 @@ class StageTwo:
     def __init__(self, worker: Worker, batching: Batching, pixels: int = Limits().pixels) -> None:
         self._room = Room(pixels)
         self._batcher = Batcher[tuple[Engine, Patches], Patches](_refined, worker.compute, budget=batching.patches, most=batching.patches)
+
+    @property
+    def age(self) -> float:
+        """Seconds that the batch that runs has been running."""
+        return self._batcher.age
 
     async def refine(self, engine: Engine, patches: Patches, seconds: float) -> tuple[Patches, int]:
         """Probabilities of patches, and how many requests shared their batch. Raises Problem."""

@@ -20,6 +20,7 @@ from stratum_serve.refine import Patches, StageOne, StageTwo
 from stratum_serve.worker import Answer, Task, Worker
 
 logger = logging.getLogger("ray.serve")
+STUCK = 2  # deadlines
 
 
 class _Host:
@@ -57,7 +58,7 @@ class Models:
     """Answers tasks with the model that the request names."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
-        self._host = _Host(config, config.scaling)
+        self._host, self._longest = _Host(config, config.scaling), config.limits.seconds
         await self._host.load_live()
 
     async def answer(self, model_id: str, task: Task) -> Answer | Problem:
@@ -66,6 +67,10 @@ class Models:
             return await self._host.worker.answer(await self._host.engine(model_id), task)
         except Problem as problem:
             return problem
+
+    async def check_health(self) -> None:
+        """Serve puts another replica in the place of one whose network hangs."""
+        check_age(self._host.worker.age, self._longest)
 
     async def load(self, model_id: str) -> Problem | None:
         """Have a model ready."""
@@ -76,7 +81,7 @@ class FirstStage:
     """Stage 1 of pipelines, and all that is done with whole images."""
 
     async def __init__(self, config: ServeConfig, stage2: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
-        self._host = _Host(config, config.stage1)
+        self._host, self._longest = _Host(config, config.stage1), config.limits.seconds
         self._stage = StageOne(self._host.worker, config.batching)
         self._stage2 = stage2
         await self._host.load_live(config.pipelines)
@@ -93,6 +98,10 @@ class FirstStage:
         except Problem as problem:
             return problem
 
+    async def check_health(self) -> None:
+        """Serve puts another replica in the place of one whose network hangs."""
+        check_age(self._stage.age, self._longest)
+
     async def load(self, model_id: str) -> Problem | None:
         """Have a model ready, in stage 2 as well."""
         try:
@@ -106,7 +115,7 @@ class SecondStage:
     """Stage 2 of pipelines: patches of many requests."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]
-        self._host = _Host(config, config.stage2)
+        self._host, self._longest = _Host(config, config.stage2), config.limits.seconds
         self._stage = StageTwo(self._host.worker, config.batching, config.limits.pixels)
         self._together = batch_histogram()
         await self._host.load_live(config.pipelines)
@@ -120,6 +129,10 @@ class SecondStage:
         self._together.observe(together)
         return refined
 
+    async def check_health(self) -> None:
+        """Serve puts another replica in the place of one whose network hangs."""
+        check_age(self._stage.age, self._longest)
+
     async def load(self, model_id: str) -> Problem | None:
         """Have a model ready."""
         return await _loaded(self._host, model_id)
@@ -131,3 +144,9 @@ async def _loaded(host: _Host, model_id: str) -> Problem | None:
     except Problem as problem:
         return problem
     return None
+
+
+def check_age(age: float, longest: float) -> None:
+    """Raises RuntimeError where a batch has been running for so many seconds that, by the longest deadline, nobody waits for it any more."""
+    if age > STUCK * longest:
+        raise RuntimeError(f"the network has been at one batch for {age:.0f} s: it hangs")

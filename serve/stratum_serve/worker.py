@@ -121,6 +121,11 @@ class Worker:
         self._room = Room(pixels)
         self._batcher = Batcher[_Wanted, Prediction | Tensor](_predict, self.compute, budget=batching.pixels, most=batching.images)
 
+    @property
+    def age(self) -> float:
+        """Seconds that the batch that runs has been running."""
+        return self._batcher.age
+
     async def load(self, model_id: str, *, device: str = "cpu", backend: Backend = "torch") -> Engine:
         """The engine of a target's ``model_id``; only warming it takes the network's thread from those that answer. Raises Problem."""
         uri, _, sha256 = model_id.rpartition("#")

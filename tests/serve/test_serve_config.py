@@ -151,6 +151,25 @@ def test_keys_of_the_driver_reach_the_ingress_wherever_it_stands(
     assert "STRATUM_SERVE_KEYS" not in env_of(ServeArgs(models=models, keys_file=str(tmp_path / "keys.yaml")))
 
 
+def test_a_new_version_comes_up_beside_the_old_one_which_answers_what_it_has(packages: dict[str, Path]) -> None:
+    from stratum_serve.app import build
+
+    models = ",".join(f"{name}={path}" for name, path in packages.items())
+    ingress = build(ServeArgs(models=models, limits={"seconds": 90}))._bound_deployment  # type: ignore[call-arg]
+    models, stage1 = (bound._bound_deployment for bound in ingress.init_args[1:])
+    for one in (ingress, models, stage1, stage1.init_args[1]._bound_deployment):
+        assert one._deployment_config.max_surge_percent == 100
+        assert one._deployment_config.graceful_shutdown_timeout_s >= 90
+
+
+def test_a_replica_whose_network_hangs_is_not_healthy() -> None:
+    from stratum_serve.replica import check_age
+
+    check_age(15.0, longest=10.0)
+    with pytest.raises(RuntimeError, match="21 s"):
+        check_age(21.0, longest=10.0)
+
+
 def env_of(args: ServeArgs) -> dict[str, str]:
     """The variables that the ingress replicas get."""
     from stratum_serve.app import build
