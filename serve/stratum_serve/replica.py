@@ -147,6 +147,6 @@ async def _loaded(host: _Host, model_id: str) -> Problem | None:
 
 
 def check_age(age: float, longest: float) -> None:
-    """Raises RuntimeError where a batch has been running for so many seconds that, by the longest deadline, nobody waits for it any more."""
+    """Raises RuntimeError where a batch has been running for so long that, by the longest deadline, nobody waits for it any more."""
     if age > STUCK * longest:
         raise RuntimeError(f"the network has been at one batch for {age:.0f} s: it hangs")
