@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +60,14 @@ class InstancePrediction(_Tensors):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def where(self, keep: Tensor) -> Self:
+        """The instances for which ``keep``, bool ``[N]``, holds; where these are the first ones, or all, their masks are not copied."""
+        count = int(keep.sum())
+        first = bool(keep[:count].all())
+        chosen = slice(count) if first else keep
+        masks = self.masks[:count] if first else _copied(self.masks, keep)
+        return type(self)(boxes=self.boxes[chosen], scores=self.scores[chosen], labels=self.labels[chosen], masks=masks)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SemanticPrediction(_Tensors):
@@ -66,6 +75,19 @@ class SemanticPrediction(_Tensors):
 
     probabilities: Tensor  # float32 [K, H, W], sums to 1 over K
     refined: int | None = None  # patches that a second stage looked at; None where there is no second stage
+
+
+def _copied(masks: Tensor, keep: Tensor) -> Tensor:
+    """Some masks ``[N, H, W]``. On a CPU only rows with pixels are moved: what nobody writes on costs no memory."""
+    if masks.device.type != "cpu":
+        return masks[keep]
+    every = masks.numpy()
+    copies = np.zeros((int(keep.sum()), *every.shape[1:]), dtype=bool)
+    for copy, index in zip(copies, keep.nonzero()[:, 0].tolist(), strict=True):
+        rows = np.flatnonzero(every[index].any(axis=1))
+        if len(rows):
+            copy[rows[0] : rows[-1] + 1] = every[index, rows[0] : rows[-1] + 1]
+    return torch.from_numpy(copies)
 
 
 Target = InstanceTarget | SemanticTarget

@@ -107,10 +107,7 @@ def above_threshold(prediction: Prediction, threshold: float) -> Prediction:
     """The instances that score at least ``threshold``; a semantic prediction as it is."""
     if not isinstance(prediction, InstancePrediction):
         return prediction
-    keep = prediction.scores >= threshold
-    return InstancePrediction(
-        boxes=prediction.boxes[keep], scores=prediction.scores[keep], labels=prediction.labels[keep], masks=prediction.masks[keep]
-    )
+    return prediction.where(prediction.scores >= threshold)
 
 
 def save_package(folder: Path, model: nn.Module, manifest: Manifest, *, half: bool = False) -> Manifest:

@@ -38,11 +38,12 @@ def ray_is_local() -> bool:
 
 
 @contextmanager
-def ray_cluster(cpus: int | None = None) -> Iterator[None]:
+def ray_cluster(cpus: int | None = None, *, log_to_driver: bool = False) -> Iterator[None]:
     """Ray, connected. A cluster of this process's own takes ``cpus`` (by default all); its dashboard listens on loopback.
 
     Its dashboard is on, since Tune frees the workers of a stopped trial through it, and it asks for a token, which is kept in the
     environment so that none is written to the home folder. Where Ray is connected already, as in a notebook, that is used.
+    ``log_to_driver`` prints what its workers print.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves workers beside anything else on the machine
     if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
@@ -55,7 +56,7 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
     # A busy or a growing cluster may need minutes for the workers that Ray Train gives up on after one.
     os.environ.setdefault(START_TIMEOUT, "300")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"env_vars": forwarded_environment()}, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(runtime_env={"env_vars": forwarded_environment()}, log_to_driver=log_to_driver, logging_level=logging.WARNING)
         try:
             yield
         finally:
@@ -65,7 +66,7 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
     os.environ[LOCAL] = "1"
     try:
         with _gcs_address() as address:
-            ray.init(**_local(folder, cpus), runtime_env={"env_vars": {**forwarded_environment(), "RAY_ADDRESS": address}})
+            ray.init(**_local(folder, cpus), log_to_driver=log_to_driver, runtime_env={"env_vars": {"RAY_ADDRESS": address}})
         yield
     finally:
         ray.shutdown()
@@ -129,7 +130,6 @@ def _local(folder: str, cpus: int | None) -> dict[str, Any]:
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "dashboard_port": _free_port(),
-        "log_to_driver": False,
         "logging_level": logging.WARNING,
         "_node_ip_address": "127.0.0.1",
         "_temp_dir": folder,

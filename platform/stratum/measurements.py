@@ -101,7 +101,7 @@ def measure_instances(
         kept, scores = found.scores >= score_threshold, found.scores.tolist()
     particles = []
     for index in kept.nonzero()[:, 0].tolist():
-        mask, label = found.masks[index].cpu().numpy().astype(bool), int(found.labels[index])
+        mask, label = found.masks[index].cpu().numpy().astype(bool, copy=False), int(found.labels[index])
         name = classes[label] if label < len(classes) else str(label)
         if mask.any():
             particles.append(_particle(mask, image, index, name, scores[index] if scores is not None else None, mm_per_px))

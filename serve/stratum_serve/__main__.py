@@ -1,8 +1,12 @@
-"""``python -m stratum_serve [field=value ...]``: the server in the foreground, once the configuration is known to be good."""
+"""``python -m stratum_serve [field=value ...]``: the server in the foreground, once the configuration is known to be good.
+
+On the Ray that ``RAY_ADDRESS`` names, or on one of this process's own, which nobody else can use.
+"""
 
 import sys
 from collections.abc import Sequence
 
+from stratum.cluster import ray_cluster
 from stratum_models.errors import UserError
 from stratum_serve.config import ServeArgs, load_config
 from stratum_serve.keys import KeyRing
@@ -25,12 +29,13 @@ def main(argv: Sequence[str]) -> int:
     """Check the configuration, then serve until told to stop; what cannot be used is one line and exit code 2."""
     try:
         args = checked(argv)
+        with ray_cluster(log_to_driver=True):
+            from stratum_serve.run import serve_until_told  # here: Ray must not be imported before it has a token
+
+            serve_until_told(args)
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return EXIT_USER_ERROR
-    from stratum_serve.run import serve_until_told  # here: Ray takes seconds to import
-
-    serve_until_told(args)
     return 0
 
 

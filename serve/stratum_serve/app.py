@@ -15,10 +15,10 @@ from stratum.tracking import tracking_uri
 from stratum_models.errors import UserError
 from stratum_models.package import load_manifest
 from stratum_serve.batch_routes import batch_routes
-from stratum_serve.calls import call
+from stratum_serve.calls import call, everywhere
 from stratum_serve.config import Scaling, ServeArgs, ServeConfig, load_config
 from stratum_serve.http import make_app
-from stratum_serve.keys import VARIABLE, KeyRing
+from stratum_serve.keys import VARIABLE, KeyRing, given_keys
 from stratum_serve.problems import Problem
 from stratum_serve.replica import FirstStage, Models, SecondStage
 from stratum_serve.service import Service
@@ -26,7 +26,7 @@ from stratum_serve.worker import Answer, Task
 
 logger = logging.getLogger("ray.serve")
 APPLICATION = "default"  # its name, as `serve run` gives it
-LEAVING_SECONDS = 5.0  # in which the answer to the longest request leaves a replica that is told to go
+DRAIN_SECONDS = 5.0  # beyond the longest deadline
 LOOK_BACK_SECONDS = 4.0  # over which autoscaling averages
 INGRESS_QUEUE = 100
 
@@ -51,9 +51,9 @@ class RayBackend:
 
     async def load(self, model_id: str, *, pipeline: bool) -> None:
         """See :class:`stratum_serve.service.Backend`."""
-        await call(self._models, "load", model_id)
+        await everywhere(self._models, "load", model_id)
         if pipeline and self._stage1 is not None:
-            await call(self._stage1, "load", model_id)
+            await everywhere(self._stage1, "load", model_id)
 
 
 @serve.ingress()
@@ -88,11 +88,16 @@ def build(args: ServeArgs) -> Application:
     if config.pipelines:
         stage2 = _deployed(SecondStage, "stage2", _options(config.stage2, config, env)).bind(config)
         stage1 = _deployed(FirstStage, "stage1", _options(config.stage1, config, env)).bind(config, stage2)
-    ingress = _options(config.ingress, config, tracking) | {
+    ingress = _options(config.ingress, config, tracking | _keys(config)) | {
         "max_queued_requests": INGRESS_QUEUE,
         "backpressure_config": {"status_code": 429, "retry_after_s": 1},
     }
     return _deployed(Ingress, "ingress", ingress).bind(config, models, stage1)
+
+
+def _keys(config: ServeConfig) -> dict[str, str]:
+    """The variable of keys for replicas, which may stand on machines where it is not set; it holds hashes alone."""
+    return {VARIABLE: given_keys()} if given_keys() and not config.keys_file else {}
 
 
 def with_pipelines(config: ServeConfig) -> ServeConfig:
@@ -141,7 +146,8 @@ def _options(scaling: Scaling, config: ServeConfig, env: dict[str, str]) -> dict
         "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus, "runtime_env": {"env_vars": env}},
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": config.limits.queued,
-        "graceful_shutdown_timeout_s": config.limits.seconds + LEAVING_SECONDS,
+        "graceful_shutdown_timeout_s": config.limits.seconds + DRAIN_SECONDS,
+        "max_surge_percent": 100,  # a new version comes up beside the old one, which goes on answering
         "autoscaling_config": {
             "min_replicas": scaling.min_replicas,
             "max_replicas": scaling.max_replicas,

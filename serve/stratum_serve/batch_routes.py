@@ -1,5 +1,6 @@
 """The routes of batches."""
 
+import asyncio
 import time
 import uuid
 from typing import Annotated, Any, Literal, Self
@@ -8,17 +9,18 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stratum import storage
+from stratum.cluster import ray_is_local
 from stratum.inference.classes import window_of
 from stratum.inference.work import BatchSpec
 from stratum_models.errors import UserError
-from stratum_serve.batches import BatchDesk, BatchState, BatchStore
+from stratum_serve.batches import BatchDesk, BatchState, BatchStore, running
+from stratum_serve.config import ServeConfig
 from stratum_serve.directory import Target
 from stratum_serve.documents import COMMON, KEYS, problems
 from stratum_serve.names import parse_reference
 from stratum_serve.problems import Problem
 from stratum_serve.service import Service, allowed
 
-RETRY_SECONDS = 30
 MOST_IMAGES = 10_000  # of a list; a prefix may hold any number
 Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 
@@ -71,49 +73,43 @@ def batch_routes(service: Service) -> APIRouter:
     desk = BatchDesk(store, config.batches, config.limits.batches)
     away = (*COMMON, *KEYS, "unavailable")
 
-    @router.post("/batches", status_code=202, responses=problems(*away, "unknown-model", "too-many-bytes", "bad-option"))
+    @router.post("/batches", status_code=202, responses=problems(*away, "unknown-model", "too-many-bytes"))
     async def start_batch(asked: BatchRequest) -> BatchDocument:
         """Start a batch; it is accepted at once and runs in the background."""
         target = await service.directory.resolve(parse_reference(asked.model))
-        return _document(await _started(desk, _state(asked, target, config.s3_prefixes, config.batch_workers)))
+        return _document(await desk.start(await asyncio.to_thread(_state, asked, target, config)))
 
-    @router.get("/batches/{batch}", responses=problems(*away, "unknown-batch", "bad-option"))
+    @router.get("/batches/{batch}", responses=problems(*away, "unknown-batch"))
     async def show_batch(batch: Id) -> BatchDocument:
         """How far a batch is."""
         return _document(_known(await desk.look(batch), batch))
 
-    @router.delete("/batches/{batch}", responses=problems(*away, "unknown-batch", "bad-option"))
+    @router.delete("/batches/{batch}", responses=problems(*away, "unknown-batch"))
     async def cancel_batch(batch: Id) -> BatchDocument:
         """End a batch; what is done stays, and it can be resumed."""
         return _document(_known(await desk.cancel(batch), batch))
 
-    @router.post("/batches/{batch}/resume", status_code=202, responses=problems(*away, "unknown-batch", "batch-running", "bad-option"))
+    @router.post("/batches/{batch}/resume", status_code=202, responses=problems(*away, "unknown-batch", "batch-running"))
     async def resume_batch(batch: Id) -> BatchDocument:
         """Go on with a batch that was cancelled, cut short or failed: no image is done twice."""
         state = _known(await desk.look(batch), batch)
         if not state.over:
-            raise Problem("batch-running", f"batch {batch} is {state.status}: look at it with GET, or end it with DELETE")
-        return _document(await _started(desk, state) if state.status != "finished" else state)
+            raise running(state)
+        return _document(await desk.start(state) if state.status != "finished" else state)
 
     return router
 
 
-async def _started(desk: BatchDesk, state: BatchState) -> BatchState:
-    started = await desk.start(state)
-    if started is None:
-        raise Problem("overload", "as many batches are under way as may be: wait for one to end", RETRY_SECONDS)
-    return started
-
-
-def _state(asked: BatchRequest, target: Target, prefixes: tuple[str, ...], workers: int) -> BatchState:
-    """The batch that a request describes. Raises Problem where a place or an option cannot be used."""
-    batch, manifest = uuid.uuid4().hex, target.manifest
+def _state(asked: BatchRequest, target: Target, config: ServeConfig) -> BatchState:
+    """The batch that a request describes, each image once. Raises Problem where a place or an option cannot be used."""
+    batch, manifest, prefixes = uuid.uuid4().hex, target.manifest, config.s3_prefixes
+    cpus = (0.0 if ray_is_local() else 1.0) if config.batch_cpus is None else config.batch_cpus
     if manifest.task == "semantic" and asked.score is not None:
         raise Problem("bad-option", "score: a model that labels every pixel has no scores: leave it out")
     if manifest.task == "instance" and asked.window:
         raise Problem("bad-option", "window: is for models that label every pixel: leave it out")
     output = storage.join(allowed(asked.output, prefixes), batch)
-    images = tuple(allowed(image, prefixes) for image in asked.images or ())
+    images = tuple(dict.fromkeys(allowed(image, prefixes) for image in asked.images or ()))
     try:
         spec = BatchSpec(
             data=allowed(asked.data, prefixes) if asked.data is not None else output,
@@ -122,7 +118,8 @@ def _state(asked: BatchRequest, target: Target, prefixes: tuple[str, ...], worke
             mm_per_px=asked.mm_per_px,
             window=window_of(manifest, asked.window),
             overlays=asked.overlays,
-            workers=workers,
+            workers=config.batch_workers,
+            cpus=cpus,
             resume=True,
         )
     except UserError as error:

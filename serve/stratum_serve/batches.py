@@ -9,13 +9,16 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import platformdirs
 import ray
+import ray.util
+from ray.exceptions import ActorAlreadyExistsError
 
 from stratum import storage
 from stratum.cluster import forwarded_environment
@@ -25,11 +28,17 @@ from stratum.inference.masks import MaskResults
 from stratum.inference.outputs import output_names
 from stratum.inference.work import BatchSpec, Found, Work
 from stratum.registry import fetch_package
+from stratum.storage.parallel import in_parallel
 from stratum_models.errors import UserError
 from stratum_models.package import load_manifest
+from stratum_serve.problems import Problem
 
+T = TypeVar("T")
 Status = Literal["queued", "running", "finished", "failed", "cancelled", "interrupted"]
 NAMESPACE = "stratum-batches"
+KEPT = 1000  # batches that are remembered
+RETRY_SECONDS = 30
+ENDING_SECONDS = 5.0  # that an actor may take to end
 NOTE_SECONDS = 1.0  # between two updates of what is known
 SILENT_SECONDS = 30.0  # after which a batch that says it is queued, but has no actor, was cut short
 MANIFEST = "manifest.json"
@@ -79,7 +88,7 @@ class BatchStore:
     def read(self, batch: str) -> BatchState | None:
         """What is known of a batch, None where there is none of this id."""
         try:
-            return BatchState.from_json(storage.read_bytes(self._uri(batch)).decode())
+            return BatchState.from_json(storage.read_once(self._uri(batch)).decode())
         except storage.MissingError:
             return None
 
@@ -87,17 +96,25 @@ class BatchStore:
         """Remember a batch."""
         storage.write_bytes(self._uri(state.id), replace(state, updated=time.time()).to_json().encode())
 
-    def all(self) -> list[BatchState]:
-        """All batches, oldest first."""
-        try:
-            names = storage.list_files(self._folder, {".json"})
-        except storage.MissingError:
-            return []
-        states = [BatchState.from_json(storage.read_bytes(name).decode()) for name in names]
-        return sorted(states, key=lambda state: state.created)
+    def prune(self, running: Collection[str]) -> None:
+        """Forget the oldest batches, but none of those that run, where there are more than may be kept."""
+        uris = storage.list_files(self._folder, {".json"})
+        if len(uris) <= KEPT:
+            return
+        ages = sorted((state.created if state else 0.0, uri) for uri, state in zip(uris, in_parallel(_known, uris), strict=True))
+        over = [uri for _, uri in ages if storage.name(uri).removesuffix(".json") not in running]
+        in_parallel(storage.remove_tree, over[: len(uris) - KEPT + KEPT // 10])  # some more, so that it is not done for each batch
 
     def _uri(self, batch: str) -> str:
         return storage.join(self._folder, f"{batch}.json")
+
+
+def _known(uri: str) -> BatchState | None:
+    """What a file says of a batch; None where it says nothing that makes sense."""
+    try:
+        return BatchState.from_json(storage.read_once(uri).decode())
+    except (storage.MissingError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def works_of(state: BatchState) -> list[Work]:
@@ -119,6 +136,8 @@ class BatchRunner:
         state = self._store.read(batch)
         assert state is not None
         try:
+            with suppress(UserError):
+                self._store.prune(_running())
             self._store.write(self._done(replace(state, status="running", note="")))
         except Exception as error:
             note = " ".join(str(error).split())[:500] if isinstance(error, UserError) else f"{type(error).__name__}: see the actor's log"
@@ -132,8 +151,8 @@ class BatchRunner:
     def _done(self, state: BatchState) -> BatchState:
         works = works_of(state)
         state = replace(state, total=len(works))
-        self._store.write(state)
-        package = fetch_package(state.uri)
+        self._store.write(replace(state, note=_waits(state.spec)))
+        package = fetch_package(state.uri, state.weights_sha256)
         manifest = load_manifest(package)
         if manifest.weights_sha256 != state.weights_sha256:
             raise UserError(f"{state.uri}: its weights have changed since the batch was started: start another")
@@ -182,23 +201,33 @@ class BatchDesk:
     def __init__(self, store: BatchStore, folder: str, most: int) -> None:
         self._store, self._folder, self._most = store, folder, most
 
-    async def start(self, state: BatchState) -> BatchState | None:
-        """Begin, or go on with, a batch; None where too many run."""
-        return await asyncio.to_thread(self._start, state)
+    async def start(self, state: BatchState) -> BatchState:
+        """Begin, or go on with, a batch. Raises Problem where it runs, or too many do."""
+        return await _in_thread(self._start, state)
 
     async def look(self, batch: str) -> BatchState | None:
         """How far a batch is; None where there is none."""
-        return await asyncio.to_thread(self._look, batch)
+        return await _in_thread(self._look, batch)
 
     async def cancel(self, batch: str) -> BatchState | None:
         """End a batch; what is done stays."""
-        return await asyncio.to_thread(self._cancel, batch)
+        return await _in_thread(self._cancel, batch)
 
-    def _start(self, state: BatchState) -> BatchState | None:
-        if sum(1 for one in self._store.all() if not self._judged(one).over) >= self._most:
-            return None
-        state = replace(state, status="queued", note="", updated=time.time())
-        self._store.write(state)
+    def _start(self, state: BatchState) -> BatchState:
+        if len(_running()) >= self._most:
+            raise Problem("overload", "as many batches are under way as may be: wait for one to end", RETRY_SECONDS)
+        actor = self._hired(state)
+        try:
+            state = replace(state, status="queued", note="", updated=time.time())
+            self._store.write(state)
+        except UserError:
+            ray.kill(actor)
+            raise
+        actor.run.remote(state.id)
+        return state
+
+    def _hired(self, state: BatchState) -> Any:
+        """The actor of a batch, of which there is one at a time. Raises Problem where it has one already."""
         runner = ray.remote(BatchRunner).options(
             name=state.id,
             namespace=NAMESPACE,
@@ -206,9 +235,15 @@ class BatchDesk:
             num_cpus=0,
             runtime_env={"env_vars": forwarded_environment()},
         )
-        actor: Any = runner.remote(self._folder)
-        actor.run.remote(state.id)
-        return state
+        end = time.monotonic() + ENDING_SECONDS
+        while True:
+            try:
+                return runner.remote(self._folder)
+            except ActorAlreadyExistsError as error:
+                known = self._store.read(state.id)
+                if known is None or not known.over or time.monotonic() > end:
+                    raise running(state) from error
+                time.sleep(0.1)  # it is over, and its actor about to end
 
     def _look(self, batch: str) -> BatchState | None:
         state = self._store.read(batch)
@@ -240,3 +275,26 @@ def _actor(name: str) -> Any:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return None
+
+
+async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    try:
+        return await asyncio.to_thread(function, *arguments)
+    except UserError as error:  # what remembers batches is away
+        raise Problem("unavailable", str(error), RETRY_SECONDS) from error
+
+
+def _running() -> set[str]:
+    """The batches that have an actor."""
+    return {one["name"] for one in ray.util.list_named_actors(all_namespaces=True) if one["namespace"] == NAMESPACE}
+
+
+def _waits(spec: BatchSpec) -> str:
+    """What a batch has to wait for, empty where it can begin."""
+    free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+    return "" if free >= spec.cpus else f"waits for a CPU ({spec.cpus:g} wanted, {free:g} free): add machines, or set batch_cpus to 0"
+
+
+def running(state: BatchState) -> Problem:
+    """The problem of a batch that is begun while it runs."""
+    return Problem("batch-running", f"batch {state.id} is under way: look at it with GET, or end it with DELETE")

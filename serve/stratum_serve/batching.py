@@ -55,6 +55,7 @@ class Batcher(Generic[Item, Result]):
         self._budget, self._most, self._room = budget, most, room
         self._waiting: list[_Waiting[Item, Result]] = []
         self._task: asyncio.Task[None] | None = None
+        self._began: float | None = None  # by time.monotonic, the batch that runs
 
     async def submit(self, key: Hashable, item: Item, *, weight: int, deadline: float) -> Timed[Result]:
         """The result for an item, with those of the same ``key`` that wait.
@@ -76,6 +77,12 @@ class Batcher(Generic[Item, Result]):
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def age(self) -> float:
+        """For how many seconds the batch that runs has been running; 0 where none does."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     async def _work(self) -> None:
         while batch := self._next():
@@ -104,7 +111,7 @@ class Batcher(Generic[Item, Result]):
     async def _compute(self, batch: Sequence[_Waiting[Item, Result]]) -> None:
         start = time.monotonic()
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, [one.item for one in batch])
+            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, [one.item for one in batch])
         except Exception as error:
             if len(batch) == 1:
                 self._fail(batch[0], error)
@@ -117,6 +124,13 @@ class Batcher(Generic[Item, Result]):
         for one, result in zip(batch, results, strict=True):
             if not one.future.done():
                 one.future.set_result(Timed(result=result, queued=start - one.since, ran=ran, together=len(batch)))
+
+    def _timed(self, items: Sequence[Item]) -> Sequence[Result]:
+        self._began = time.monotonic()
+        try:
+            return self._run(items)
+        finally:
+            self._began = None
 
     @staticmethod
     def _fail(one: _Waiting[Item, Result], error: Exception) -> None:

@@ -1,7 +1,5 @@
 """The body of a request: an image, a form with one, or JSON that names one on S3."""
 
-import math
-
 from fastapi import Request
 from pydantic import ValidationError
 from python_multipart.exceptions import MultipartParseError
@@ -12,22 +10,20 @@ from stratum_serve.problems import Problem
 from stratum_serve.schema import S3Image
 from stratum_serve.service import Order
 
-TIMEOUT = "x-request-timeout-seconds"
 FORM, JSON = "multipart/form-data", "application/json"
 
 
-async def read_order(request: Request, longest: float) -> Order:
-    """What is asked for. Raises Problem where the body or the deadline cannot be used."""
-    seconds = _seconds(request.headers.get(TIMEOUT), longest)
+async def read_order(request: Request) -> Order:
+    """What is asked for. Raises Problem where the body cannot be used."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    request_id = str(request.state.request_id)
+    request_id, deadline = str(request.state.request_id), float(request.state.deadline)
     if kind == JSON:
         body = _s3_image(await request.body())
-        return Order(request_id=request_id, seconds=seconds, image=body.image, output=body.output or "")
+        return Order(request_id=request_id, deadline=deadline, image=body.image, output=body.output or "")
     data = await _uploaded(request) if kind == FORM else await request.body()
     if not data:
         raise Problem("not-an-image", "the body is empty: send the bytes of an image, a form with one, or JSON with s3://bucket/key")
-    return Order(request_id=request_id, seconds=seconds, data=data)
+    return Order(request_id=request_id, deadline=deadline, data=data)
 
 
 async def _uploaded(request: Request) -> bytes:
@@ -55,15 +51,3 @@ def _s3_image(data: bytes) -> S3Image:
     if not body.image:
         raise Problem("bad-request", 'image: is empty: write {"image": "s3://bucket/key"}')
     return body
-
-
-def _seconds(text: str | None, longest: float) -> float:
-    if text is None:
-        return longest
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise Problem("bad-option", f"X-Request-Timeout-Seconds: {text[:40]!r} is no number of seconds above 0")
-    return min(seconds, longest)

@@ -40,6 +40,11 @@ class ModelConfig(_Part):
     canary: Share | None = None
     shadow: Share | None = None
 
+    @property
+    def which(self) -> tuple[str, ...]:
+        """What is loaded before anyone asks: what is live, as the empty text, and the versions that get a share of its requests."""
+        return ("", *(share.to for share in (self.canary, self.shadow) if share is not None))
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.package and (self.registered or self.canary or self.shadow):
@@ -52,6 +57,7 @@ class Limits(_Part):
 
     body_bytes: int = Field(default=32 * 2**20, gt=0)
     pixels: int = Field(default=40_000_000, gt=0)
+    instance_pixels: int = Field(default=8_000_000, gt=0, description="In which instances are looked for; larger images need max_size.")
     side: int = Field(default=20_000, gt=0, description="Pixels of the longer side.")
     frames: int = Field(default=1, ge=1)
     in_flight: int = Field(default=64, gt=0, description="Requests that one ingress replica works at or holds.")
@@ -120,10 +126,20 @@ class ServeConfig(_Part):
     pipelines: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
         default=(), description="Models with two stages that answer under /v1/refine; packages of files are found by themselves."
     )
-    models_per_replica: int = Field(default=3, ge=1)
+    models_per_replica: int = Field(
+        default=0,
+        ge=0,
+        description="At least what is configured, canaries and shadows too; 0: that, and one for what comes next.",
+    )
     batching: Batching = Batching()
     batches: str = Field(default="", description="A folder or s3://... that remembers batches; empty: the user's own on this machine.")
-    batch_workers: int = Field(default=1, ge=1, description="Actors of Ray Data that a batch may have, each of one CPU.")
+    batch_workers: int = Field(default=1, ge=1, description="Actors of Ray Data that a batch may have.")
+    batch_cpus: float | None = Field(
+        default=None,
+        ge=0,
+        description="CPUs that each of them asks for. By default 1 on a cluster, which may grow; none on a Ray of `make serve`, whose "
+        "CPUs the models may all have: they then take what requests leave.",
+    )
     page: bool = True
     port: int = Field(default=8000, gt=0, lt=65536, description="Of `make serve`; elsewhere http_options of a Serve configuration say it.")
 
@@ -135,6 +151,21 @@ class ServeConfig(_Part):
         if twice:
             raise ValueError(f"models {', '.join(sorted(twice))} are configured twice: give each a name of its own")
         return models
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        needed = sum(len(model.which) for model in self.models)
+        if 0 < self.models_per_replica < needed:
+            raise ValueError(
+                f"models_per_replica {self.models_per_replica}: {needed} are configured, canaries and shadows too, and would push each "
+                "other out: set it higher, or leave it out"
+            )
+        return self
+
+    @property
+    def models_held(self) -> int:
+        """How many models a replica holds."""
+        return self.models_per_replica or 1 + sum(len(model.which) for model in self.models)
 
 
 class ServeArgs(BaseModel):

@@ -5,6 +5,7 @@ A new version goes live only after it has been fetched, checked and loaded; unti
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -98,7 +99,9 @@ def _checked(folder: Path) -> tuple[Manifest, str]:
 class _Entry:
     target: Target | None = None
     error: UserError | Problem | None = None  # why there is no target, or no newer one
-    asked: float = 0.0
+    asked: float = 0.0  # by time.monotonic, when last
+    looked: float = -math.inf  # when the last look ended
+    look: asyncio.Task[None] | None = None  # the last one
 
 
 class Directory:
@@ -108,13 +111,17 @@ class Directory:
         models: what is served.
         source: where targets come from.
         load: loads a target in the replicas; raises Problem where that fails.
+        patience: seconds for which a failure is believed, however many ask.
     """
 
-    def __init__(self, models: Iterable[ModelConfig], source: Source, load: Callable[[Target], Awaitable[None]]) -> None:
+    def __init__(
+        self, models: Iterable[ModelConfig], source: Source, load: Callable[[Target], Awaitable[None]], patience: float = 5.0
+    ) -> None:
         self.models = {model.name: model for model in models}
-        self._source, self._load = source, load
-        self._entries: dict[Reference, _Entry] = {Reference(name=name): _Entry() for name in self.models}
-        self._locks: dict[Reference, asyncio.Lock] = {}
+        self._source, self._load, self._patience = source, load, patience
+        self._configured = [Reference(name=model.name, which=which) for model in self.models.values() for which in model.which]
+        self._configured.sort(key=lambda reference: bool(reference.which))  # what is live comes first
+        self._entries: dict[Reference, _Entry] = {reference: _Entry() for reference in self._configured}
 
     @property
     def ready(self) -> bool:
@@ -130,47 +137,54 @@ class Directory:
         """The target of a reference. Raises Problem: unknown, or broken."""
         if reference.name not in self.models:
             raise Problem("unknown-model", f"there is no model {reference.name!r} here: known are {', '.join(self.models)}")
-        entry = self._entries.get(reference)
-        if entry is None or entry.target is None:
-            await self._update(reference)
-            entry = self._entries[reference]
+        entry = self._entries.setdefault(reference, _Entry())
         entry.asked = time.monotonic()
+        if entry.target is None and entry.asked - entry.looked >= self._patience:
+            await asyncio.shield(self._look(reference, entry))
         if entry.target is not None:
             return entry.target
         error = entry.error
-        if reference.which and isinstance(error, NotRegisteredError):
-            self._forget(reference)  # what clients invent is not kept
+        if reference not in self._configured and isinstance(error, NotRegisteredError):
+            self._entries.pop(reference, None)  # what clients invent is not kept
         raise _problem(error, reference)
 
     async def refresh(self) -> None:
         """Look at every reference again, and forget those that nobody has asked for in a while."""
         now = time.monotonic()
         for reference, entry in list(self._entries.items()):
-            if reference.which and now - entry.asked > FORGET_SECONDS:
-                self._forget(reference)
+            if reference not in self._configured and now - entry.asked > FORGET_SECONDS:
+                del self._entries[reference]
             elif not (reference.version and entry.target is not None):  # a version never changes
-                await self._update(reference)
+                await self._look(reference, entry)
 
-    def _forget(self, reference: Reference) -> None:
-        self._entries.pop(reference, None)
-        self._locks.pop(reference, None)
+    def close(self) -> None:
+        """End what is under way."""
+        for entry in self._entries.values():
+            if entry.look is not None:
+                entry.look.cancel()
 
-    async def _update(self, reference: Reference) -> None:
-        async with self._locks.setdefault(reference, asyncio.Lock()):
-            entry = self._entries.setdefault(reference, _Entry(asked=time.monotonic()))
-            try:
-                found = await asyncio.to_thread(self._source.find, self.models[reference.name], reference.which)
-                if entry.target is None or found.model_id != entry.target.model_id:
-                    await self._load(found)
-                    logger.info("model %s is now %s", reference, found.model_id)
-                    entry.target = found
-                else:
-                    entry.target = replace(entry.target, aliases=found.aliases)
-                entry.error = None
-            except (UserError, Problem) as error:
-                if _said(error) != (_said(entry.error) if entry.error else ""):
-                    logger.error("model %s: %s", reference, _said(error))
-                entry.error = error
+    def _look(self, reference: Reference, entry: _Entry) -> asyncio.Task[None]:
+        """The look at a reference that is under way, or a new one; it does not end with those who wait for it."""
+        if entry.look is None or entry.look.done():
+            entry.look = asyncio.get_running_loop().create_task(self._update(reference, entry))
+        return entry.look
+
+    async def _update(self, reference: Reference, entry: _Entry) -> None:
+        try:
+            found = await asyncio.to_thread(self._source.find, self.models[reference.name], reference.which)
+            if entry.target is None or found.model_id != entry.target.model_id:
+                await self._load(found)
+                logger.info("model %s is now %s", reference, found.model_id)
+                entry.target = found
+            else:
+                entry.target = replace(entry.target, aliases=found.aliases, manifest=found.manifest)
+            entry.error = None
+        except (UserError, Problem) as error:
+            if _said(error) != (_said(entry.error) if entry.error else ""):
+                logger.error("model %s: %s", reference, _said(error))
+            entry.error = error
+        finally:
+            entry.looked = time.monotonic()
 
 
 def _said(error: UserError | Problem) -> str:

@@ -6,17 +6,19 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from stratum_serve.bodies import FORM, JSON, TIMEOUT
+from stratum_serve.bodies import FORM, JSON
+from stratum_serve.gate import TIMEOUT
 from stratum_serve.imaging import MEDIA_TYPES
 from stratum_serve.problems import KINDS, MEDIA_TYPE
 from stratum_serve.schema import Measurement, ProblemDocument, S3Image, Segmentation, Stored
 
 _SCHEMAS = "#/components/schemas/"
 _COMPONENTS = (ProblemDocument, S3Image, Segmentation, Measurement, Stored)
-COMMON = ("bad-request", "method-not-allowed", "overload", "internal", "stopping")
+COMMON = ("bad-request", "method-not-allowed", "bad-option", "overload", "internal", "stopping", "deadline")
 KEYS = ("missing-key", "missing-scope")
-IMAGES = (*COMMON, *KEYS, "unknown-model", "too-many-bytes", "not-an-image", "bad-option", "unavailable", "deadline")
+IMAGES = (*COMMON, *KEYS, "unknown-model", "too-many-bytes", "not-an-image", "unavailable")
 
+CURL = "application/x-www-form-urlencoded"  # as which `curl --data-binary` sends whatever it sends
 BINARY = {"type": "string", "format": "binary"}
 
 
@@ -40,7 +42,8 @@ def image_body() -> dict[str, Any]:
     """The body of a route that takes an image, and its deadline."""
     form = {"type": "object", "required": ["image"], "properties": {"image": BINARY}}
     content: dict[str, Any] = {media_type: {"schema": BINARY} for media_type in MEDIA_TYPES}
-    content |= {"application/octet-stream": {"schema": BINARY}, FORM: {"schema": form}, JSON: {"schema": ref("S3Image")}}
+    content |= {media_type: {"schema": BINARY} for media_type in ("application/octet-stream", CURL)}
+    content |= {FORM: {"schema": form}, JSON: {"schema": ref("S3Image")}}
     seconds = {"type": "number", "exclusiveMinimum": 0}
     header = {"name": TIMEOUT, "in": "header", "required": False, "description": "Seconds until a 504.", "schema": seconds}
     return {"requestBody": {"required": True, "content": content}, "parameters": [header]}

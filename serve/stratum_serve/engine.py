@@ -4,7 +4,7 @@ Shapes: ``H`` and ``W`` the size of an image.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -59,9 +59,9 @@ class Engine:
         found = self.model.predict([to_float(image).to(self.model.device) for image in images])
         return [one.to("cpu") for one in found]
 
-    def in_windows(self, image: Tensor, window: int, batch: int = 4) -> ClassesFound:
-        """The classes of an image ``uint8 [3, H, W]`` in windows of that side."""
-        return find_classes(self.model, [image], window=window, batch=batch)[0]
+    def in_windows(self, image: Tensor, window: int, before: Callable[[], None]) -> ClassesFound:
+        """The classes of an image ``uint8 [3, H, W]`` in windows of that side; ``before`` is called before each few, and may raise."""
+        return find_classes(self.model, [image], window=window, before=before)[0]
 
     def bucket(self, image: Tensor) -> Hashable:
         """What images have in common that can go through the network together without one changing the answer for another."""
@@ -71,14 +71,19 @@ class Engine:
         return math.ceil(height / DIVISOR), math.ceil(width / DIVISOR)
 
 
-def open_package(folder: Path, sha256: str = "", *, device: str = "cpu", backend: Backend = "torch") -> Engine:
-    """The engine of a package, its hashes checked; ``sha256`` is what its manifest must have, if known.
+def build_engine(folder: Path, sha256: str = "", *, device: str = "cpu", backend: Backend = "torch") -> Engine:
+    """The engine of a package, its hashes checked, not warm yet; ``sha256`` is what its manifest must have, if known.
 
     Raises:
         UserError: the package is damaged, or another one than was asked for.
     """
     if sha256 and (found := manifest_sha256(folder)) != sha256:
         raise UserError(f"{folder}: the package has changed (its manifest's sha256 is {found[:12]}...): ask again")
-    engine = Engine(load_package(folder), device=device, backend=backend)
+    return Engine(load_package(folder), device=device, backend=backend)
+
+
+def open_package(folder: Path, sha256: str = "", *, device: str = "cpu", backend: Backend = "torch") -> Engine:
+    """The same, warm. Raises UserError as that does."""
+    engine = build_engine(folder, sha256, device=device, backend=backend)
     engine.warm()
     return engine

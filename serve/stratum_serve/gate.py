@@ -1,16 +1,19 @@
-"""What every request passes before any route sees it: an id, the key, the room that is left, the bytes that may come.
+"""What every request passes before any route sees it: an id, the key, the room that is left, its deadline, the bytes that may come.
 
 Plain ASGI, since a framework reads the body before its own dependencies run.
 """
 
+import asyncio
 import json
 import logging
+import math
 import re
 import time
 import uuid
 from collections.abc import MutableMapping
 from typing import Any
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +26,11 @@ from stratum_serve.problems import MEDIA_TYPE, Problem
 
 logger = logging.getLogger("ray.serve")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TIMEOUT = "x-request-timeout-seconds"
+LEAD_SECONDS = 1.0
 RETRY_SECONDS = 1
+OPEN = ("", "/", "/openapi.json", "/healthz", "/readyz")  # paths that everyone may ask for, and what lies below OPEN_FOLDER
+OPEN_FOLDER = "/page/"
 
 
 class Gate:
@@ -49,14 +56,16 @@ class Gate:
             self._account(scope, visit)
 
     async def _pass(self, scope: Scope, visit: "_Visit") -> None:
-        if not scope["path"].startswith("/v1"):
+        if is_open(visit.path):
             await self._app(scope, visit.receive, visit.send)
             return
-        key = self._keys.check(visit.headers.get("authorization"), needed_scope(scope["method"], scope["path"]))
+        key = self._keys.check(visit.headers.get("authorization"), needed_scope(scope["method"], visit.path))
         visit.check_length()
+        seconds = seconds_of(visit.headers.get(TIMEOUT), self._limits.seconds)
+        scope["state"]["deadline"] = visit.started + seconds
         self._enter(key)
         try:
-            await self._app(scope, visit.receive, visit.send)
+            await visit.answered_by(self._app, scope, seconds)
         finally:
             self._leave(key)
 
@@ -75,23 +84,38 @@ class Gate:
         self._meters.in_flight(self._door.inside)
 
     def _account(self, scope: Scope, visit: "_Visit") -> None:
-        if not scope["path"].startswith("/v1"):
+        if is_open(visit.path):
             return
         self._meters.request(scope["state"].get("model", ""), visit.status)
         seconds = time.monotonic() - visit.started
-        logger.info("request %s %s %s %s %.0f ms", visit.request_id, scope["method"], scope["path"], visit.status, 1000 * seconds)
+        logger.info("request %s %s %s %s %.0f ms", visit.request_id, scope["method"], visit.path, visit.status, 1000 * seconds)
 
 
 class _Visit:
     """One request: its id, what has been read of it, whether the answer has begun."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
+        self.path = get_route_path(scope)  # as the routes see it: without the prefix that the application is mounted under
         self.headers, self.started, self.status = Headers(scope=scope), time.monotonic(), 0
         given = self.headers.get("x-request-id", "")
         self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"] = self.request_id
         self._receive, self._send, self._most, self._read = receive, send, most, 0
+        self._timeout: asyncio.Timeout | None = None
+
+    async def answered_by(self, app: ASGIApp, scope: Scope, seconds: float) -> None:
+        """Have an application read the body and answer. Raises Problem where the answer has not begun within so many seconds."""
+        self._timeout = timeout = asyncio.timeout(seconds)
+        try:
+            async with timeout:
+                await app(scope, self.receive, self.send)
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            raise Problem("deadline", f"there was no answer within {seconds:g} s: allow more, or send a smaller image") from error
+        finally:
+            self._timeout = None
 
     def check_length(self) -> None:
         """Refuse what says itself that it is too long."""
@@ -111,6 +135,8 @@ class _Visit:
         """A part of the answer, which carries the request's id."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self._timeout is not None:
+                self._timeout.reschedule(None)  # what has begun is not cut off
             MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
         await self._send(message)
 
@@ -128,8 +154,32 @@ class _Visit:
         return Problem("too-many-bytes", f"{what} are more than the {self._most} bytes that are taken: compress the image")
 
 
+def is_open(path: str) -> bool:
+    """Whether everyone may ask for a path, without a key and however much is under way."""
+    return path in OPEN or path.startswith(OPEN_FOLDER)
+
+
 def needed_scope(method: str, path: str) -> KeyScope | None:
     """What a key must be for; None where any key does."""
     if path.startswith("/v1/batches"):
         return "batches"
     return "predict" if method == "POST" else None
+
+
+def seconds_of(asked: str | None, longest: float) -> float:
+    """The seconds until the deadline: as many as a request asks for, less a little, and ``longest`` at most.
+
+    Ray's proxy counts by the same header, and where we are not done first, it answers with a 408 in plain text.
+
+    Raises:
+        Problem: it is no number above 0.
+    """
+    if asked is None:
+        return longest
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise Problem("bad-option", f"X-Request-Timeout-Seconds: {asked[:40]!r} is no number of seconds above 0")
+    return min(seconds - min(LEAD_SECONDS, seconds / 10), longest)

@@ -20,7 +20,7 @@ from stratum_serve.gate import Gate
 from stratum_serve.keys import KeyRing
 from stratum_serve.meters import server_timing
 from stratum_serve.names import parse_reference
-from stratum_serve.options import MeasureOptions, RefineOptions, SegmentOptions
+from stratum_serve.options import MeasureOptions, RefineMeasureOptions, RefineOptions, SegmentOptions
 from stratum_serve.problems import MEDIA_TYPE, Problem
 from stratum_serve.schema import Health, ModelDetails, ModelList, ModelSummary
 from stratum_serve.service import Service
@@ -70,7 +70,7 @@ def _models(service: Service) -> APIRouter:
         """All models that are served."""
         return ModelList(models=[ModelSummary(**_summary(service, name)) for name in service.directory.models])
 
-    @router.get("/models/{model}", responses=problems(*COMMON, *KEYS, "unknown-model", "bad-option", "unavailable"))
+    @router.get("/models/{model}", responses=problems(*COMMON, *KEYS, "unknown-model", "unavailable"))
     async def show_model(model: Model) -> ModelDetails:
         """One model: classes, metrics, cost, version, aliases."""
         reference = parse_reference(model)
@@ -81,20 +81,26 @@ def _models(service: Service) -> APIRouter:
     @router.post("/models/{model}/segment", response_class=Response, responses=segmented(), openapi_extra=image_body())
     async def segment(model: Model, options: Annotated[SegmentOptions, Query()], request: Request) -> Response:
         """Find what is in an image."""
-        order = await read_order(request, service.config.limits.seconds)
+        order = await read_order(request)
         return _response(request, *await service.answer(model, order, options, "segment"))
 
     @router.post("/models/{model}/measure", response_class=Response, responses=measured(), openapi_extra=image_body())
     async def measure(model: Model, options: Annotated[MeasureOptions, Query()], request: Request) -> Response:
         """Measure what is in an image: particle sizes, areas of classes, the height of slag."""
-        order = await read_order(request, service.config.limits.seconds)
+        order = await read_order(request)
         return _response(request, *await service.answer(model, order, options, "measure"))
 
     @router.post("/refine/{pipeline}/segment", response_class=Response, responses=segmented(), openapi_extra=image_body())
     async def refine(pipeline: Model, options: Annotated[RefineOptions, Query()], request: Request) -> Response:
         """Find what is in an image in two stages: small first, then the patches that are least sure at full resolution."""
-        order = await read_order(request, service.config.limits.seconds)
+        order = await read_order(request)
         return _response(request, *await service.answer(pipeline, order, options, "segment", refine=True))
+
+    @router.post("/refine/{pipeline}/measure", response_class=Response, responses=measured(), openapi_extra=image_body())
+    async def measure_refined(pipeline: Model, options: Annotated[RefineMeasureOptions, Query()], request: Request) -> Response:
+        """Measure what two stages find in an image."""
+        order = await read_order(request)
+        return _response(request, *await service.answer(pipeline, order, options, "measure", refine=True))
 
     return router
 

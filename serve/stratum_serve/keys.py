@@ -46,14 +46,12 @@ class KeyRing:
 
     def __init__(self, path: str = "") -> None:
         self._path = path
+        self.open = not (
+            path or given_keys()
+        )  # whether keys are not spoken of at all, so that everyone may ask; an empty list lets nobody in
         self._looked, self._stamp = time.monotonic(), self._file_stamp()
         self._keys = _read(path)
         self._busy: dict[str, int] = {}
-
-    @property
-    def open(self) -> bool:
-        """Whether there are no keys at all, so that everyone may ask."""
-        return not self._path and not self._keys
 
     def check(self, authorization: str | None, scope: Scope | None) -> Key | None:
         """The key behind an ``Authorization`` header, None where none is needed. Raises Problem where it does not do."""
@@ -103,6 +101,11 @@ class KeyRing:
         return (status.st_mtime_ns, status.st_size) if status else None
 
 
+def given_keys() -> str:
+    """The text of the variable, empty where it is not set."""
+    return os.environ.get(VARIABLE, "").strip()
+
+
 def hash_key(key: str) -> str:
     """What is stored of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
@@ -115,7 +118,7 @@ def new_key(name: str, scopes: Sequence[Scope] = ("predict",), concurrency: int 
 
 
 def _read(path: str) -> dict[str, Key]:
-    source, text = VARIABLE, os.environ.get(VARIABLE, "")
+    source, text = VARIABLE, given_keys()
     if path:
         source = path
         try:

@@ -8,7 +8,7 @@ from stratum.measurements import fit_rosin_rammler, histogram, measure_instances
 from stratum.slag import SlagBand, class_areas, measure_slag
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, SemanticPrediction
-from stratum_serve.options import CommonOptions, MeasureOptions
+from stratum_serve.options import CommonOptions, TubeOptions
 from stratum_serve.results import Found
 
 
@@ -54,7 +54,7 @@ def _band(found: Found, options: CommonOptions) -> tuple[SlagBand | None, str]:
     classes = found.manifest.classes
     if not knows_slag(classes):
         return None, ""
-    tube = options if isinstance(options, MeasureOptions) else None
+    tube = options if isinstance(options, TubeOptions) else None
     try:
         band = measure_slag(
             _plain(found),

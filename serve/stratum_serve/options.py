@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stratum_models.errors import UserError
 from stratum_models.package import Manifest
 from stratum_serve.problems import Problem
 
@@ -19,9 +18,6 @@ class CommonOptions(BaseModel):
     score: float | None = Field(default=None, ge=0, le=1, description="Instances from this score up; by default the package's.")
     classes: str | None = Field(default=None, max_length=2000, description="Names of the classes to answer with, by commas.")
     max_size: int | None = Field(default=None, ge=32, le=20_000, description="Predict with the longer side at most so many pixels.")
-    tile: int | None = Field(
-        default=None, ge=0, le=8192, description="Class masks: side of the windows for larger images; 0: whole; by default as trained."
-    )
     mm_per_px: float | None = Field(default=None, gt=0, le=1e6, description="Millimetres per pixel of the image as it was sent.")
 
     def wanted(self) -> tuple[str, ...]:
@@ -29,25 +25,49 @@ class CommonOptions(BaseModel):
         return tuple(part.strip() for part in (self.classes or "").split(",") if part.strip())
 
 
-class SegmentOptions(CommonOptions):
-    """Options of segmentation."""
+class ShapeOptions(CommonOptions):
+    """How what was found is told."""
 
     format: Format = Field(default="json", description="json, png (ids or class indices), overlay (JPEG) or npz (NumPy).")
     geometry: Literal["rle", "polygons"] = Field(default="rle", description="How json tells the shape of an instance.")
 
 
-class MeasureOptions(CommonOptions):
-    """Options of measurement."""
+class TubeOptions(CommonOptions):
+    """What is known of a dip tube."""
 
     tube_diameter_mm: float | None = Field(default=None, gt=0, le=1e6, description="Diameter of the dip tube, for the scale.")
     axis_degrees: float | None = Field(default=None, ge=0, le=180, description="Direction of the dip tube: 0 along the width.")
 
 
-class RefineOptions(SegmentOptions):
-    """Options of a two-stage pipeline."""
+class WindowOptions(CommonOptions):
+    """How one network goes through an image."""
+
+    tile: int | None = Field(
+        default=None, ge=0, le=8192, description="Class masks: side of the windows for larger images; 0: whole; by default as trained."
+    )
+
+
+class PatchOptions(CommonOptions):
+    """How two stages go through an image."""
 
     patches: int | None = Field(default=None, ge=0, le=4096, description="Refine so many patches, the least sure ones.")
     threshold: float | None = Field(default=None, ge=0, le=1, description="Refine patches with a confidence below this.")
+
+
+class SegmentOptions(ShapeOptions, WindowOptions):
+    """Options of segmentation."""
+
+
+class MeasureOptions(TubeOptions, WindowOptions):
+    """Options of measurement."""
+
+
+class RefineOptions(ShapeOptions, PatchOptions):
+    """Options of segmentation by a two-stage pipeline."""
+
+
+class RefineMeasureOptions(TubeOptions, PatchOptions):
+    """Options of measurement by a two-stage pipeline."""
 
 
 def check_options(options: CommonOptions, manifest: Manifest) -> None:
@@ -55,26 +75,26 @@ def check_options(options: CommonOptions, manifest: Manifest) -> None:
     unknown = [name for name in options.wanted() if name not in manifest.classes]
     if unknown:
         raise Problem("bad-option", f"classes={unknown[0]}: the model knows {', '.join(manifest.classes)}")
-    if manifest.task == "instance" and options.tile:
-        raise Problem("bad-option", f"tile={options.tile}: windows are for models that label every pixel: leave it out")
     if manifest.task == "semantic" and options.score is not None:
         raise Problem("bad-option", f"score={options.score:g}: a model that labels every pixel has no scores: leave it out")
-    if options.tile and options.tile < 32:
-        raise Problem("bad-option", f"tile={options.tile}: windows have at least 32 pixels a side, or 0 for none")
-    if isinstance(options, MeasureOptions):
+    if isinstance(options, WindowOptions) and options.tile:
+        _check_tile(options.tile, manifest)
+    if isinstance(options, TubeOptions):
         _check_tube(options, manifest)
-    if isinstance(options, RefineOptions) and options.patches is not None and options.threshold is not None:
+    if isinstance(options, PatchOptions) and options.patches is not None and options.threshold is not None:
         raise Problem("bad-option", "patches and threshold say the same: give one of them")
 
 
-def _check_tube(options: MeasureOptions, manifest: Manifest) -> None:
+def _check_tile(tile: int, manifest: Manifest) -> None:
+    if manifest.task == "instance":
+        raise Problem("bad-option", f"tile={tile}: windows are for models that label every pixel: leave it out")
+    if tile < 32:
+        raise Problem("bad-option", f"tile={tile}: windows have at least 32 pixels a side, or 0 for none")
+
+
+def _check_tube(options: TubeOptions, manifest: Manifest) -> None:
     if options.tube_diameter_mm is not None and options.mm_per_px is not None:
         raise Problem("bad-option", "tube_diameter_mm and mm_per_px say the same: give one of them")
     given = options.tube_diameter_mm is not None or options.axis_degrees is not None
     if given and not {"tube", "slag"} <= set(manifest.classes):
         raise Problem("bad-option", "tube_diameter_mm and axis_degrees: only for models with the classes tube and slag: leave them out")
-
-
-def user_problem(error: UserError) -> Problem:
-    """A user's error of the layers below, as a problem of the request."""
-    return Problem("bad-option", str(error))

@@ -4,10 +4,10 @@ Shapes: ``K`` classes, ``H`` and ``W`` the size of an image, ``n`` patches, ``S`
 that stage 2 sees.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from stratum_models.two_stage.model import TwoStage
 from stratum_models.two_stage.pick import Rule, choose, how_many
 from stratum_models.two_stage.scaling import at_size
 from stratum_serve.batching import Batcher
-from stratum_serve.config import Batching
+from stratum_serve.config import Batching, Limits
 from stratum_serve.engine import Engine
-from stratum_serve.options import RefineOptions, check_options
+from stratum_serve.options import PatchOptions, check_options
 from stratum_serve.problems import Problem
-from stratum_serve.results import Found, found_in, shrunk
+from stratum_serve.results import Found, found_in
+from stratum_serve.room import Room
 from stratum_serve.worker import Answer, Clock, Task, Worker
 
 Patches = NDArray[np.float32]  # [n, C, S, S] to stage 2, [n, K, S, S] back
@@ -48,34 +49,48 @@ class StageOne:
         self._worker = worker
         self._batcher = Batcher[tuple[Engine, Tensor], Coarse](_coarse, worker.compute, budget=4 * batching.pixels, most=batching.images)
 
+    @property
+    def age(self) -> float:
+        """Seconds that the batch that runs has been running."""
+        return self._batcher.age
+
     async def answer(self, engine: Engine, task: Task, refine: Refine) -> Answer:
         """The answer to a task. Raises Problem where it cannot be answered."""
         deadline = time.monotonic() + task.seconds
         clock = Clock()
         check_options(task.options, engine.manifest)
-        image = await self._worker.image(engine, task, clock)
-        small = shrunk(image, task.options.max_size)
-        weight = int(small.shape[-2] * small.shape[-1])
-        timed = await self._batcher.submit((id(engine), engine.bucket(small)), (engine, small), weight=weight, deadline=deadline)
-        clock.timings |= {"queue": timed.queued, "infer": timed.ran}
-        cells, patches = await self._worker.off_loop(self._worker.helpers, _picked, clock, engine, timed.result, task)
-        since = time.monotonic()
-        refined = await refine(patches, deadline - since) if len(cells) else patches
-        clock.add("refine", since)
-        found = await self._worker.off_loop(self._worker.helpers, _merged, clock, engine, image, timed.result, cells, refined, task)
-        return await self._worker.finish(found, task, clock, timed.together)
+        async with self._worker.picture(engine, task, deadline, clock) as picture:
+            small = picture.small
+            weight = int(small.shape[-2] * small.shape[-1])
+            timed = await self._batcher.submit((id(engine), engine.bucket(small)), (engine, small), weight=weight, deadline=deadline)
+            clock.timings |= {"queue": timed.queued, "infer": timed.ran}
+            cells, patches = await self._worker.off_loop(self._worker.helpers, _picked, clock, engine, timed.result, task)
+            since = time.monotonic()
+            refined = await refine(patches, deadline - since) if len(cells) else patches
+            clock.add("refine", since)
+            find = partial(_merged, clock, engine, picture.whole, timed.result, cells, refined, task)
+            answer = await self._worker.finish(find, task, clock, timed.together)
+        return await self._worker.delivered(answer, task, deadline, clock)
 
 
 class StageTwo:
-    """Refines patches, those of all requests that wait together."""
+    """Refines patches, those of all requests that wait together; of their pixels so many are held at once."""
 
-    def __init__(self, worker: Worker, batching: Batching) -> None:
+    def __init__(self, worker: Worker, batching: Batching, pixels: int = Limits().pixels) -> None:
+        self._room = Room(pixels)
         self._batcher = Batcher[tuple[Engine, Patches], Patches](_refined, worker.compute, budget=batching.patches, most=batching.patches)
+
+    @property
+    def age(self) -> float:
+        """Seconds that the batch that runs has been running."""
+        return self._batcher.age
 
     async def refine(self, engine: Engine, patches: Patches, seconds: float) -> tuple[Patches, int]:
         """Probabilities of patches, and how many requests shared their batch. Raises Problem."""
+        deadline = time.monotonic() + seconds
         key = (id(engine), patches.shape[1:])
-        timed = await self._batcher.submit(key, (engine, patches), weight=len(patches), deadline=time.monotonic() + seconds)
+        async with self._room.hold(patches.size // patches.shape[1]):
+            timed = await self._batcher.submit(key, (engine, patches), weight=len(patches), deadline=deadline)
         return timed.result, timed.together
 
 
@@ -101,13 +116,13 @@ def _coarse(items: Sequence[tuple[Engine, Tensor]]) -> list[Coarse]:
 def _picked(clock: Clock, engine: Engine, coarse: Coarse, task: Task) -> tuple[Tensor, Patches]:
     since = time.monotonic()
     model = pipeline_of(engine)
-    cells = pick(model, coarse.probabilities, task.options if isinstance(task.options, RefineOptions) else RefineOptions())
+    cells = pick(model, coarse.probabilities, task.options if isinstance(task.options, PatchOptions) else PatchOptions())
     patches = model.cut(coarse.image, coarse.probabilities, cells)
     clock.add("pick", since)
     return cells, patches.contiguous().numpy()
 
 
-def pick(model: TwoStage, probabilities: Tensor, options: RefineOptions) -> Tensor:
+def pick(model: TwoStage, probabilities: Tensor, options: PatchOptions) -> Tensor:
     """The patches of ``[K, H, W]`` to refine, int64 ``[n]``: as the request says, or as the model was configured."""
     config = model.config
     if not model.refines:
@@ -124,7 +139,9 @@ def pick(model: TwoStage, probabilities: Tensor, options: RefineOptions) -> Tens
 @torch.inference_mode()
 def _refined(items: Sequence[tuple[Engine, Patches]]) -> list[Patches]:
     model = pipeline_of(items[0][0])
-    patches = torch.cat([torch.tensor(part) for _, part in items]).to(model.device)
+    patches = torch.from_numpy(np.concatenate([part for _, part in items])).to(
+        model.device
+    )  # one copy, since those from afar are read-only
     found = model.refine(patches).cpu().numpy()
     ends = np.cumsum([len(part) for _, part in items])[:-1]
     return [np.ascontiguousarray(part) for part in np.split(found, ends)]
@@ -149,4 +166,4 @@ async def both_here(one: StageOne, two: StageTwo, engine: Engine, task: Task) ->
     async def refine(patches: Patches, seconds: float) -> Patches:
         return (await two.refine(engine, patches, seconds))[0]
 
-    return await asyncio.wait_for(one.answer(engine, task, refine), task.seconds)
+    return await one.answer(engine, task, refine)

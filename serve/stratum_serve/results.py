@@ -3,7 +3,6 @@
 Shapes: ``N`` instances, ``K`` classes, ``H`` and ``W`` the size of the image that was sent.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +15,8 @@ from torch.nn.functional import interpolate
 from stratum.inference.classes import ClassesFound, labels_of
 from stratum.inference.outputs import visible
 from stratum_models.interface import IGNORE_INDEX, InstancePrediction, Prediction, SemanticPrediction
-from stratum_models.package import Manifest, above_threshold
+from stratum_models.losnet.canvas import around_masks, make_canvas
+from stratum_models.package import Manifest
 from stratum_serve.options import CommonOptions
 
 
@@ -53,23 +53,11 @@ class Found:
         if self.instances is None:
             counts = np.bincount(self.labels().ravel(), minlength=IGNORE_INDEX + 1)
             return {index: int(counts[index]) for index, _ in self.answered()}
-        masks = {index: self.instances.masks[self.instances.labels == index] for index, _ in self.answered()}
-        return {index: int(part.numpy().any(axis=0).sum()) if len(part) else 0 for index, part in masks.items()}
+        return {index: _covered(self.instances, index) for index, _ in self.answered()}
 
     def answered(self) -> list[tuple[int, str]]:
         """Index and name of the classes that are answered with."""
         return [(index, name) for index, name in enumerate(self.manifest.classes) if not self.wanted or name in self.wanted]
-
-
-def shrunk(image: Tensor, max_size: int | None) -> Tensor:
-    """The image ``uint8 [3, h, w]`` with the longer side at ``max_size`` pixels, or as it is where it is no larger."""
-    height, width = int(image.shape[-2]), int(image.shape[-1])
-    if max_size is None or max(height, width) <= max_size:
-        return image
-    scale = max_size / max(height, width)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    small = interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return small.round().clamp(0, 255).to(torch.uint8)
 
 
 def found_in(image: Tensor, prediction: Prediction | Tensor, manifest: Manifest, options: CommonOptions) -> Found:
@@ -79,32 +67,31 @@ def found_in(image: Tensor, prediction: Prediction | Tensor, manifest: Manifest,
     if not isinstance(prediction, InstancePrediction):
         return Found(image=image, manifest=manifest, semantic=_semantic_at(prediction, size), wanted=wanted)
     threshold = manifest.score_threshold if options.score is None else options.score
-    kept = _of_classes(above_threshold(prediction, threshold), manifest.classes, wanted)
-    return Found(image=image, manifest=manifest, instances=visible(_instances_at(kept, size)), wanted=wanted)
+    keep = prediction.scores >= threshold
+    if wanted:
+        keep &= torch.isin(prediction.labels, torch.tensor([index for index, name in enumerate(manifest.classes) if name in wanted]))
+    instances = visible(_instances_at(prediction.where(keep), size))
+    return Found(image=image, manifest=manifest, instances=instances, wanted=wanted)
 
 
-def _of_classes(prediction: Prediction, classes: Sequence[str], wanted: Sequence[str]) -> InstancePrediction:
-    assert isinstance(prediction, InstancePrediction)
-    if not wanted:
-        return prediction
-    indices = torch.tensor([index for index, name in enumerate(classes) if name in wanted], dtype=torch.int64)
-    keep = torch.isin(prediction.labels, indices)
-    return InstancePrediction(
-        boxes=prediction.boxes[keep], scores=prediction.scores[keep], labels=prediction.labels[keep], masks=prediction.masks[keep]
-    )
+def _covered(instances: InstancePrediction, label: int) -> int:
+    """The pixels that the instances of a class cover together."""
+    union = np.zeros(instances.masks.shape[1:], dtype=bool)
+    for index in (instances.labels == label).nonzero()[:, 0].tolist():
+        np.logical_or(union, instances.masks[index].numpy(), out=union)
+    return int(np.count_nonzero(union))
 
 
 def _instances_at(found: InstancePrediction, size: tuple[int, int]) -> InstancePrediction:
+    """The instances at another size; of each mask only the part with pixels is scaled and painted, since the rest may be very much."""
     inner = (int(found.masks.shape[-2]), int(found.masks.shape[-1]))
     if inner == size:
         return found
     factors = found.boxes.new_tensor([size[1] / inner[1], size[0] / inner[0]]).repeat(2)
-    masks = torch.stack([_scaled_mask(mask, size) for mask in found.masks]) if len(found) else torch.zeros(0, *size, dtype=torch.bool)
+    canvas = make_canvas(around_masks(found.masks, found.boxes) * factors, inner, inner, size)
+    parts = zip(found.masks, canvas.windows.tolist(), strict=True)
+    masks = canvas.paint([mask[top:bottom, left:right].float() - 0.5 for mask, (top, left, bottom, right) in parts])
     return InstancePrediction(boxes=found.boxes * factors, scores=found.scores, labels=found.labels, masks=masks)
-
-
-def _scaled_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    return interpolate(mask[None, None].float(), size, mode="bilinear", align_corners=False)[0, 0] >= 0.5
 
 
 def _semantic_at(found: SemanticPrediction | Tensor, size: tuple[int, int]) -> ClassesFound:

@@ -1,16 +1,15 @@
 """The server in the foreground. Told to stop, it lets nobody in any more, answers those who are inside, and only then ends."""
 
 import logging
-import os
 import signal
 import threading
 import time
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
 
+from stratum.cluster import ray_is_local
 from stratum_serve.app import APPLICATION, build
 from stratum_serve.config import ServeArgs, load_config
 
@@ -19,18 +18,15 @@ LINGER_SECONDS = 1.0  # in which the last answers pass Serve's proxy
 
 
 def serve_until_told(args: ServeArgs) -> None:
-    """Serve on the Ray that ``RAY_ADDRESS`` names, or one of this process's own, until SIGTERM or Ctrl-C; a second one ends at once."""
+    """Serve on the Ray that is connected until SIGTERM or Ctrl-C; a second one ends at once. Raises UserError where that cannot begin."""
     config = load_config(args)
-    own = not os.environ.get("RAY_ADDRESS")
-    ray.init(address="local" if own else None, namespace="serve")
     told = stop_signals()  # after Ray, which takes SIGTERM for itself
     serve.start(http_options=HTTPOptions(port=config.port))
     serve.run(build(args), name=APPLICATION)
     told.wait()
     drain(config.limits.seconds)
-    if not own:
+    if not ray_is_local():
         serve.shutdown()  # type: ignore[no-untyped-call]  # on a Ray of its own, all ends with that
-    ray.shutdown()
 
 
 def stop_signals() -> threading.Event:

@@ -44,7 +44,7 @@ class Order:
     """One request, as HTTP gave it."""
 
     request_id: str
-    seconds: float
+    deadline: float  # by time.monotonic
     data: bytes = b""
     image: str = ""  # on S3, instead of data
     output: str = ""
@@ -55,10 +55,10 @@ class Service:
 
     def __init__(self, config: ServeConfig, backend: Backend, source: Source | None = None) -> None:
         self.config, self.backend = config, backend
-        self.directory = Directory(config.models, source or PackageSource(), self._load)
+        self.directory = Directory(config.models, source or PackageSource(), self._load, config.refresh_seconds)
         self.meters, self.door = Meters(), Door()
         limits = config.limits
-        self._limits = ImageLimits(pixels=limits.pixels, side=limits.side, frames=limits.frames)
+        self._limits = ImageLimits(pixels=limits.pixels, side=limits.side, frames=limits.frames, instance_pixels=limits.instance_pixels)
         self._refresher: asyncio.Task[None] | None = None
         self._shadows: set[asyncio.Task[None]] = set()
 
@@ -68,6 +68,7 @@ class Service:
 
     async def stop(self) -> None:
         """End what runs in the background."""
+        self.directory.close()
         for task in (self._refresher, *self._shadows):
             if task is not None:
                 task.cancel()
@@ -81,18 +82,14 @@ class Service:
         target = await self.directory.resolve(reference)
         if refine and not (target.pipeline and target.name in self.config.pipelines):
             raise Problem("unknown-model", f"{target.name} is no pipeline here: ask for /v1/models/{target.name}/segment")
-        task = self._task(order, options, kind, target)
+        shadow = self._shadow_of(reference, order.request_id)
+        task = self._task(order, options, kind, target, compared=shadow is not None)
         if order.data:
-            await asyncio.to_thread(check_image, order.data, self._limits)
-        remaining = order.seconds - (time.monotonic() - started)
-        run = self.backend.refine if refine else self.backend.run
-        try:
-            async with asyncio.timeout(remaining):
-                answer = await run(target.model_id, replace(task, seconds=remaining))
-        except TimeoutError as error:
-            raise Problem("deadline", f"there was no answer within {order.seconds:g} s: allow more, or send a smaller image") from error
+            check_image(order.data, task, target.manifest)
+        answer = await (self.backend.refine if refine else self.backend.run)(target.model_id, task)
         self.meters.answered(target.name, answer, time.monotonic() - started)
-        self._shadow(reference, task, answer, refine=refine)
+        if shadow is not None and len(self._shadows) < SHADOWS:
+            self._ask_shadow(shadow, replace(task, output=""), answer, refine=refine)
         return answer, target
 
     def _routed(self, reference: Reference, request_id: str) -> Reference:
@@ -102,17 +99,20 @@ class Service:
             return reference
         return replace(reference, which=model.canary.to) if _share_of(request_id) < model.canary.share else reference
 
-    def _task(self, order: Order, options: CommonOptions, kind: Literal["segment", "measure"], target: Target) -> Task:
+    def _task(self, order: Order, options: CommonOptions, kind: Literal["segment", "measure"], target: Target, *, compared: bool) -> Task:
         image = self._allowed(order.image) if order.image else ""
+        if image and not storage.name(image):
+            raise Problem("bad-option", f"image: {image} is a bucket: write s3://bucket/key")
         output = self._allowed(order.output) if order.output else ""
         return Task(
             kind=kind,
             source=image or order.data,
             output=output,
             options=options,
-            seconds=order.seconds,
+            seconds=order.deadline - time.monotonic(),
             limits=self._limits,
             largest=self.config.limits.body_bytes,
+            compared=compared,
             about={"request_id": order.request_id, "model": target.about()},
         )
 
@@ -120,17 +120,18 @@ class Service:
         """The URI in normal form. Raises Problem where it is none of S3, or outside the prefixes."""
         return allowed(uri, self.config.s3_prefixes)
 
-    def _shadow(self, reference: Reference, task: Task, answer: Answer, *, refine: bool) -> None:
+    def _shadow_of(self, reference: Reference, request_id: str) -> Reference | None:
+        """What is asked the same as a request to a bare name, for a share of the requests."""
+        shadow = self.directory.models[reference.name].shadow
+        if shadow is None or reference.which or _share_of(f"shadow {request_id}") >= shadow.share:
+            return None
+        return replace(reference, which=shadow.to)
+
+    def _ask_shadow(self, shadow: Reference, task: Task, answer: Answer, *, refine: bool) -> None:
         """Ask the shadow the same, later; its answer is compared and thrown away."""
-        model = self.directory.models[reference.name]
-        shadow = model.shadow
-        if shadow is None or reference.which or len(self._shadows) >= SHADOWS:
-            return
-        if _share_of(f"shadow {task.about['request_id']}") < shadow.share:
-            asked = replace(reference, which=shadow.to)
-            running = asyncio.get_running_loop().create_task(self._compare(asked, replace(task, output=""), answer, refine=refine))
-            self._shadows.add(running)
-            running.add_done_callback(self._shadows.discard)
+        running = asyncio.get_running_loop().create_task(self._compare(shadow, task, answer, refine=refine))
+        self._shadows.add(running)
+        running.add_done_callback(self._shadows.discard)
 
     async def _compare(self, reference: Reference, task: Task, answer: Answer, *, refine: bool) -> None:
         request_id = task.about["request_id"]

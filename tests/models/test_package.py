@@ -167,5 +167,16 @@ def test_the_threshold_drops_weak_instances_only() -> None:
     kept = above_threshold(prediction, 0.5)
     assert isinstance(kept, InstancePrediction)
     assert kept.labels.tolist() == [0, 1]
+    assert kept.masks.data_ptr() == prediction.masks.data_ptr()  # the first ones, not a copy of them
     semantic = SemanticPrediction(probabilities=torch.rand(2, 4, 4))
     assert above_threshold(semantic, 0.5) is semantic
+
+
+@pytest.mark.parametrize("keep", [[True, True, True], [True, False, False], [False, True, True], [True, False, True], [False] * 3])
+def test_instances_are_chosen_one_by_one(keep: list[bool]) -> None:
+    masks = torch.rand(3, 6, 5) > 0.5
+    masks[1] = False
+    prediction = InstancePrediction(boxes=torch.rand(3, 4), scores=torch.rand(3), labels=torch.arange(3), masks=masks)
+    chosen, wanted = prediction.where(torch.tensor(keep)), torch.tensor(keep)
+    for name in ("boxes", "scores", "labels", "masks"):
+        assert torch.equal(getattr(chosen, name), getattr(prediction, name)[wanted])

@@ -2,12 +2,14 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from stratum import storage
 from stratum.inference.batch import list_work, read
 from stratum.inference.outputs import annotations_of, coco_document, grey_png, id_mask, instances_of, jpeg, output_names, visible
 from stratum.inference.work import BatchSpec
@@ -82,6 +84,14 @@ def test_a_single_file_is_work_too(tmp_path: Path) -> None:
     (work,) = list_work(spec_of(str(path)))
     assert (work.uri, work.name) == (str(path), "one")
     assert read(work.uri, None).shape == (3, 4, 4)
+
+
+def test_images_of_s3_leave_nothing_on_the_disk(s3_env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATUM_CACHE", str(tmp_path / "cache"))
+    uri = f"s3://{s3_env.bucket()}/one.png"
+    storage.write_bytes(uri, grey_png(np.zeros((4, 4), np.uint8)))
+    assert read(uri, None).shape == (3, 4, 4)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_synthetic_images_are_drawn_where_they_are_needed() -> None:

@@ -35,6 +35,22 @@ def test_the_first_of_two_overlapping_masks_lies_on_top() -> None:
     assert drawn[1, 30, 30] > 60
 
 
+def test_each_pixel_has_the_colour_of_its_mask_or_of_its_outline() -> None:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=generator)
+    masks = squares((5, 5, 25, 25), (10, 10, 40, 35), (0, 30, 20, 40), (12, 12, 14, 14))
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]
+    drawn = draw_instances(image, masks, colours=colours)
+    first = [next((index for index, mask in enumerate(masks) if mask[y, x]), None) for y in range(40) for x in range(60)]
+    owner = np.array([-1 if index is None else index for index in first]).reshape(40, 60)
+    for y, x in itertools.product(range(40), range(60)):
+        around = owner[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+        wanted = image[:, y, x].float()
+        for alpha in (0.35, 0.9)[: 0 if owner[y, x] < 0 else 1 + bool((around != owner[y, x]).any())]:
+            wanted = (wanted * (1 - alpha) + torch.tensor(colours[owner[y, x]]) * alpha).floor()
+        assert (drawn[:, y, x].float() - wanted).abs().max() <= 1, (y, x)
+
+
 def test_edges_are_stronger_than_insides() -> None:
     image = torch.zeros(3, 40, 60, dtype=torch.uint8)
     drawn = draw_instances(image, squares((5, 5, 30, 30)), colours=[(255, 255, 255)])

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -142,6 +143,20 @@ def test_a_server_that_never_answers_is_given_up(failure: Failure, bucket: str, 
     error = failure(storage.read_bytes, f"{bucket}/folder/x.bin")
     assert isinstance(error, storage.UnreachableError)
     assert "Read timeout" in str(error)
+
+
+@pytest.mark.parametrize("sent", [1, 100_000])
+def test_a_call_takes_no_longer_than_it_may(sent: int, bucket: str, proxy: Proxy) -> None:
+    proxy.hold.set()
+    proxy.fault = lambda request: sent  # then silence
+    begin = time.monotonic()
+    with pytest.raises(storage.UnreachableError), storage.within(0.6):
+        storage.read_once(f"{bucket}/folder/x.bin", 10**6)
+    assert time.monotonic() - begin < 5  # and not a round of attempts of 30 s each
+    proxy.hold.clear()
+    proxy.fault = lambda request: None
+    with storage.within(60):
+        assert storage.read_once(f"{bucket}/folder/x.bin", 200_000) == b"data" * 50_000
 
 
 def test_an_answer_cut_in_the_middle_is_asked_for_again(bucket: str, proxy: Proxy) -> None:

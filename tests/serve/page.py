@@ -3,16 +3,17 @@
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from playwright.sync_api import Page, Route, expect, sync_playwright
+from playwright.sync_api import Page, Request, Response, Route, expect, sync_playwright
 
 
-def check_page(url: str, key: str, image: Path, folder: Path, model: str = "ore") -> None:
-    """Go through the page and take pictures of it: light, dark, phone."""
+def check_page(url: str, key: str, image: Path, folder: Path, model: str = "ore", slag: str = "", pipeline: str = "") -> None:
+    """Go through the page and take pictures of it: light, dark, phone; with a model of slag and a pipeline where they are served."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         try:
@@ -33,6 +34,10 @@ def check_page(url: str, key: str, image: Path, folder: Path, model: str = "ore"
                     _downloads(page)
                     _keyboard(page)
                 page.screenshot(path=folder / f"page-{name}.png", full_page=True)
+                if name == "light" and slag:
+                    _slag(page, slag)
+                if name == "light" and pipeline:
+                    _patches(page, pipeline)
                 assert not [text for text in wrong if "401" not in text], wrong
                 context.close()
         finally:
@@ -63,13 +68,57 @@ def _segment(page: Page, key: str, image: Path, model: str) -> None:
     expect(page.get_by_role("status")).to_contain_text("Choose an image")
     page.locator("#file").set_input_files(image)
     page.get_by_label("Millimetres per pixel").fill("0.5")
-    page.get_by_role("button", name="Segment").press("Enter")
-    expect(page.get_by_role("status")).to_contain_text("instances in", timeout=60_000)
+    _asked(page, "instances in")
     expect(page.locator("#picture")).to_be_visible()
     expect(page.locator("#plot .bar").first).to_be_attached()
     expect(page.locator("#levels")).to_contain_text("mm")
     page.locator("#shapes .instance").last.hover(force=True)
     expect(page.locator("#hover")).to_contain_text("score")
+
+
+def _asked(page: Page, said: str) -> list[Response]:
+    """Press the button, and wait until there is an answer; all of it comes from one version, one request after the other."""
+    begun: list[Request] = []
+    answers: list[Response] = []
+
+    def answered(response: Response) -> None:
+        answers.extend([response] if response.request.method == "POST" else [])
+        assert len(answers) == len(begun)
+
+    page.on("request", lambda request: begun.append(request) if request.method == "POST" else None)
+    page.on("response", answered)
+    button = page.get_by_role("button", name="Segment")
+    button.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text(said, timeout=60_000)
+    expect(button).to_be_focused()
+    page.remove_listener("response", answered)
+    assert len(answers) == len(begun) == 4
+    headers = [answer.all_headers() for answer in answers]
+    assert len({one["x-request-id"] for one in headers}) == len({one["x-model-version"] for one in headers}) == 1
+    version = headers[0]["x-model-version"]
+    assert all(f"@{version}/" in answer.url for answer in answers[1:]) or not version
+    return answers
+
+
+def _slag(page: Page, model: str) -> None:
+    page.locator("#model").select_option(model)
+    _asked(page, "classes in")
+    expect(page.locator("#band")).to_have_text(re.compile(r"The band is [\d.]+ ± [\d.]+ (mm|px) high\.|\w+"))
+    expect(page.locator("#slag")).to_be_visible()
+    expect(page.locator("#classes tbody tr")).to_have_count(3)
+
+
+def _patches(page: Page, model: str) -> None:
+    page.locator("#model").select_option(model)
+    page.get_by_label("refine in two stages").check()
+    page.get_by_label("Patches to refine").fill("2")
+    answers = _asked(page, "classes in")
+    assert all("/v1/refine/" in answer.url and "patches=2" in answer.url for answer in answers)
+    expect(page.locator("#shapes .patch")).to_have_count(2)
+    expect(page.locator("#hover")).to_have_text("2 patches were refined.")
+    document = page.evaluate("fetch(document.getElementById('get-json').href).then((answer) => answer.json())")
+    areas = {one["label"]: one["area_px"] for one in document["measurements"]["areas"]}
+    assert areas == {one["label"]: one["pixels"] for one in document["classes"]}  # the measurements are those of the refined answer
 
 
 def _downloads(page: Page) -> None:

@@ -128,6 +128,27 @@ def test_there_is_only_so_much_room() -> None:
     assert (refused.kind, refused.retry_after) == ("overload", 1)
 
 
+def test_how_long_a_batch_has_been_running() -> None:
+    hold = threading.Event()
+    batches: list[list[int]] = []
+
+    async def main() -> tuple[float, float, float]:
+        made = batcher(batches, hold=hold)
+        before = made.age
+        task = asyncio.create_task(made.submit("a", 0, weight=1, deadline=LATER))
+        while not batches:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
+        during = made.age
+        hold.set()
+        await task
+        return before, during, made.age
+
+    before, during, after = asyncio.run(main())
+    assert (before, after) == (0.0, 0.0)
+    assert during >= 0.02
+
+
 @pytest.mark.parametrize("weight", [11, 1000])
 def test_what_weighs_more_than_the_budget_goes_alone(weight: int) -> None:
     batches: list[list[int]] = []

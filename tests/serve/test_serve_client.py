@@ -122,6 +122,10 @@ def test_both_clients_against_the_application(server: Server, image: bytes) -> N
             assert (await client.measure("losnet", image, mm_per_px=0.5)).json()["sizes"]["unit"] == "mm"
             assert [one["name"] for one in await client.models()] == ["losnet", "slag", "cells"]
             assert (await client.model("slag"))["task"] == "semantic"
+            refined = (await client.refine("cells", image, patches=2)).json()
+            assert len(refined["refined"]["patches"]) == 2
+            measured = (await client.measure_refined("cells", image, patches=2)).json()
+            assert [one["area_px"] for one in measured["areas"]] == [one["pixels"] for one in refined["classes"]]
             with pytest.raises(ServerError, match="no model"):
                 await client.segment("none", image)
             return list(found.json()["instances"])

@@ -58,12 +58,20 @@ def test_without_anything_the_demo_is_served(tmp_path: Path, packages: dict[str,
         ({"models": [{"name": "a", "package": "p", "canary": {"to": "x", "share": 0.5}}]}, "no versions"),
         ({"models": [{"name": "a", "canary": {"to": "x", "share": 2}}]}, "share"),
         ({"models": "a", "config": "/nowhere.yaml"}, "/nowhere.yaml"),
+        ({"models": "a,b,c", "models_per_replica": 2}, "models_per_replica 2: 3 are configured"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_config(ServeArgs(**values))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_a_replica_holds_all_that_is_configured_and_one_more() -> None:
+    shares = {"canary": {"to": "next", "share": 0.1}, "shadow": {"to": "best", "share": 1}}
+    models = [{"name": "a", **shares}, {"name": "b"}]
+    assert load_config(ServeArgs(models=models)).models_held == 5  # type: ignore[call-arg]
+    assert load_config(ServeArgs(models=models, models_per_replica=4)).models_held == 4  # type: ignore[call-arg]
 
 
 def test_two_stage_packages_become_pipelines(packages: dict[str, Path]) -> None:
@@ -126,6 +134,53 @@ def test_an_empty_file_of_keys_is_not_open(tmp_path: Path) -> None:
     assert not ring.open
     with pytest.raises(Problem):
         ring.check(None, None)
+
+
+def test_an_empty_variable_of_keys_is_not_open_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, is_open in (("[]", False), (" [] ", False), ("", True), (" ", True)):
+        monkeypatch.setenv("STRATUM_SERVE_KEYS", text)
+        assert KeyRing().open == is_open
+    monkeypatch.delenv("STRATUM_SERVE_KEYS")
+    assert KeyRing().open
+
+
+def test_keys_of_the_driver_reach_the_ingress_wherever_it_stands(
+    packages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = json.dumps([new_key("plant")[1].model_dump(mode="json")])
+    (tmp_path / "keys.yaml").write_text(keys)
+    models = f"losnet={packages['losnet']}"
+    assert "STRATUM_SERVE_KEYS" not in env_of(ServeArgs(models=models))
+    monkeypatch.setenv("STRATUM_SERVE_KEYS", keys)
+    assert env_of(ServeArgs(models=models))["STRATUM_SERVE_KEYS"] == keys
+    assert "STRATUM_SERVE_KEYS" not in env_of(ServeArgs(models=models, keys_file=str(tmp_path / "keys.yaml")))
+
+
+def test_a_new_version_comes_up_beside_the_old_one_which_answers_what_it_has(packages: dict[str, Path]) -> None:
+    from stratum_serve.app import build
+
+    models = ",".join(f"{name}={path}" for name, path in packages.items())
+    ingress = build(ServeArgs(models=models, limits={"seconds": 90}))._bound_deployment  # type: ignore[call-arg]
+    models, stage1 = (bound._bound_deployment for bound in ingress.init_args[1:])
+    for one in (ingress, models, stage1, stage1.init_args[1]._bound_deployment):
+        assert one._deployment_config.max_surge_percent == 100
+        assert one._deployment_config.graceful_shutdown_timeout_s >= 90
+
+
+def test_a_replica_whose_network_hangs_is_not_healthy() -> None:
+    from stratum_serve.replica import check_age
+
+    check_age(15.0, longest=10.0)
+    with pytest.raises(RuntimeError, match="21 s"):
+        check_age(21.0, longest=10.0)
+
+
+def env_of(args: ServeArgs) -> dict[str, str]:
+    """The variables that the ingress replicas get."""
+    from stratum_serve.app import build
+
+    found: dict[str, str] = build(args)._bound_deployment.ray_actor_options["runtime_env"]["env_vars"]
+    return found
 
 
 def test_loopback() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from running import ROOT, free_port, until
 from serve_tools import Server
@@ -67,9 +68,10 @@ def test_who_is_inside_is_answered_and_others_are_refused(serving: Serving, pack
 
 @pytest.fixture
 def served(packages: dict[str, Path]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`make serve` on a port of its own."""
+    """`make serve` on a port of its own, without anything that the tests set for Ray."""
     folder, port = tempfile.mkdtemp(prefix="ray-", dir="/tmp"), free_port()
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("platform", "models", "serve")), "RAY_TMPDIR": folder}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("platform", "models", "serve"))
     command = [sys.executable, "-m", "stratum_serve", f"models=slag={packages['slag']}", f"port={port}"]
     log = Path(folder) / "log"
     with log.open("w") as out:
@@ -117,9 +119,24 @@ class Caller(threading.Thread):
                     self.answers.append((late, answer.status_code))
 
 
+def assert_nobody_else_can_use_its_ray(pid: int) -> None:
+    family = psutil.Process(pid).children(recursive=True)
+    (dashboard,) = [one.cmdline() for one in family if "dashboard/dashboard.py" in " ".join(one.cmdline())]
+    assert "--host=127.0.0.1" in dashboard
+    (port,) = [part.removeprefix("--port=") for part in dashboard if part.startswith("--port=")]
+    assert httpx.get(f"http://127.0.0.1:{port}/api/jobs/").status_code == 401  # who asks there runs any code
+    replicas = [one for one in family if "ServeReplica" in " ".join(one.cmdline())]
+    assert replicas
+    for one in replicas:
+        assert one.nice() == psutil.Process(pid).nice()  # Ray lowers it by 15 unless it is told not to
+        assert one.environ()["RAY_AUTH_MODE"] == "token"
+        assert len(one.environ()["RAY_AUTH_TOKEN"]) >= 32
+
+
 @pytest.mark.timeout(300)
 def test_sigterm_drains_make_serve(served: tuple[str, subprocess.Popen[str]], image: bytes) -> None:
     url, process = served
+    assert_nobody_else_can_use_its_ray(process.pid)
     told = threading.Event()
     callers = [Caller(url, image, told) for _ in range(3)]
     for caller in callers:

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from serve_tools import Server, decoded, picture, png
+
+from stratum_serve.imaging import Header, ImageLimits, read_header
+from stratum_serve.problems import Problem
 
 KINDS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 SIZE = (96, 128)
@@ -98,6 +101,46 @@ def broken() -> Iterator[tuple[str, bytes]]:
             for place in rng.integers(0, min(len(data), 400 if number % 2 else len(data)), 4):
                 changed[place] = int(rng.integers(0, 256))
             yield f"changed-{kind}-{number}", bytes(changed)
+
+
+def pages(count: int, bits: int, height: int = 4) -> bytes:
+    """A TIFF of so many pages of 4 pixels in width, all with the same strip; Pillow does not know colours of 16 bits."""
+    tags = {256: 4, 257: height, 258: bits, 259: 1, 262: 2, 273: 8, 277: 3, 278: height, 279: 4 * height * 3 * bits // 8}
+    strip = bytes(tags[279])
+    size = 2 + 12 * len(tags) + 4
+    parts = [struct.pack("<2sHI", b"II", 42, 8 + len(strip)), strip]
+    for number in range(1, count + 1):
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        following = 8 + len(strip) + number * size if number < count else 0
+        parts.append(struct.pack("<H", len(tags)) + entries + struct.pack("<I", following))
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_no_more_pages_are_looked_for_than_may_be(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    pillow, own = TiffImagePlugin.ImageFileDirectory_v2.load, tifffile.TiffPage.__init__
+    monkeypatch.setattr(TiffImagePlugin.ImageFileDirectory_v2, "load", lambda *given: looked.append(pillow(*given)))
+    monkeypatch.setattr(tifffile.TiffPage, "__init__", lambda *given, **more: looked.append(own(*given, **more)))
+    for most in (1, 3):
+        limits = ImageLimits(pixels=100, side=100, frames=most)
+        assert read_header(pages(most, bits), limits) == Header(width=4, height=4)
+        for wrong, word in ((pages(5000, bits), "frames"), (pages(5000, bits, height=400), "4x400")):
+            looked.clear()
+            with pytest.raises(Problem, match=word) as caught:
+                read_header(wrong, limits)
+            assert caught.value.kind == "too-many-pixels"
+            assert len(looked) <= 2 * (most + 1)
+
+
+def test_only_the_formats_that_are_taken_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.init()
+    tried: list[str] = []
+    known = {name: (factory, lambda prefix, name=name: bool(tried.append(name))) for name, (factory, _) in Image.OPEN.items()}
+    monkeypatch.setattr(Image, "OPEN", known)
+    with pytest.raises(Problem, match="no known image format"):
+        read_header(b"%!PS-Adobe and whatever else", ImageLimits(pixels=100, side=100))
+    assert set(tried) == set(KINDS)
 
 
 CASES = [*good(), *((name, data, None) for name, data in bad()), *((name, data, ()) for name, data in broken())]

@@ -213,6 +213,6 @@ def test_the_page_in_a_browser(site: Site, tmp_path: Path, image: bytes) -> None
     from page import check_page
 
     (tmp_path / "a.png").write_bytes(image)
-    check_page(site.server.url, site.key, tmp_path / "a.png", tmp_path)
+    check_page(site.server.url, site.key, tmp_path / "a.png", tmp_path, slag="slag", pipeline="cells")
     for name in ("light", "dark", "phone"):
         assert np.ptp(decoded((tmp_path / f"page-{name}.png").read_bytes())) > 100

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from serve_tools import picture, png
+from serve_tools import Server, picture, png
 
 from stratum_models.interface import SemanticPrediction
 from stratum_models.package import load_package
@@ -110,3 +110,19 @@ def test_patches_of_many_requests_go_together(engine: Engine, worker: Worker) ->
 def test_patches_and_threshold_exclude_each_other(engine: Engine, worker: Worker) -> None:
     with pytest.raises(Problem, match="one of them"):
         asyncio.run(both_here(StageOne(worker, Batching()), StageTwo(worker, Batching()), engine, task(0, patches=1, threshold=0.5)))
+
+
+def test_what_is_measured_is_the_refined_answer(server: Server, image: bytes) -> None:
+    found = server.http.post("/v1/refine/cells/segment?patches=2", content=image).json()
+    measured = server.http.post("/v1/refine/cells/measure?patches=2&mm_per_px=0.5", content=image).json()
+    assert [one["area_px"] for one in measured["areas"]] == [one["pixels"] for one in found["classes"]]
+    unrefined = server.http.post("/v1/refine/cells/measure?patches=0", content=image).json()
+    assert [one["area_px"] for one in unrefined["areas"]] != [one["area_px"] for one in measured["areas"]]
+
+
+@pytest.mark.parametrize("action", ["segment", "measure"])
+@pytest.mark.parametrize("query", ["tile=64", "tile=0", "patches=1&threshold=0.5", "score=0.5"])
+def test_options_that_two_stages_do_not_have(server: Server, image: bytes, action: str, query: str) -> None:
+    answer = server.http.post(f"/v1/refine/cells/{action}?{query}", content=image)
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:stratum:problem:bad-option")
+    assert query.partition("=")[0] in answer.json()["detail"]

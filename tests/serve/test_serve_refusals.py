@@ -1,8 +1,11 @@
 """Every way to be refused: its status, its type, a sentence that helps, and the request's id."""
 
+import asyncio
 import io
+import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,14 @@ import pytest
 import yaml
 from PIL import Image
 from serve_tools import Server, Serving, png
+from starlette.responses import StreamingResponse
+from starlette.testclient import TestClient
+from starlette.types import Message
 
 from stratum_models.errors import UserError
 from stratum_models.package import WEIGHTS_FILE
 from stratum_serve.app import check_open
+from stratum_serve.gate import seconds_of
 from stratum_serve.keys import KeyRing, new_key
 from stratum_serve.problems import KINDS, MEDIA_TYPE
 from stratum_serve.worker import Answer, Task
@@ -53,8 +60,6 @@ class Slow:
         self.ended = 0
 
     async def run(self, model_id: str, task: Task) -> Answer:
-        import asyncio
-
         self.started += 1
         try:
             await asyncio.sleep(30)
@@ -82,6 +87,28 @@ def test_no_key_wrong_key_and_no_scope(
     assert made.http.post(SEGMENT, content=image, headers=bearer(keys["predict"])).status_code == 200
     assert made.http.get("/openapi.json").status_code == made.http.get("/").status_code == 200
     assert made.http.get("/v1/models").headers["www-authenticate"] == "Bearer"
+
+
+def test_under_a_prefix_keys_and_limits_hold(
+    serving: Serving, packages: dict[str, Path], keyed: tuple[Path, dict[str, str]], image: bytes
+) -> None:
+    path, keys = keyed
+    made = serving(models=f"losnet={packages['losnet']}", keys_file=str(path), limits={"body_bytes": 100_000})
+    made.wait()
+    http = TestClient(made.app, root_path="/plant", raise_server_exceptions=False)
+    for closed in ("/plant/v1/models", "/plant/v1", "/plant/other", "/plant//v1/models", "/v1/models"):
+        assert_refused(http.get(closed), "missing-key")
+    assert_refused(http.get("/plant/v1/batches/1", headers=bearer(keys["predict"])), "missing-scope")
+    assert_refused(http.post("/plant" + SEGMENT, content=b"x" * 100_001, headers=bearer(keys["predict"])), "too-many-bytes")
+    assert http.get("/plant/v1/models", headers=bearer(keys["predict"])).status_code == 200
+    assert http.get("/plant").url.path == "/plant/"  # what the page names is relative to it
+    page = http.get("/plant/")
+    for place in [*re.findall(r'(?:href|src)="([\w./-]+)"', page.text), "page/draw.js", "openapi.json", "healthz", "readyz"]:
+        assert http.get(f"/plant/{place}").status_code == 200, place
+    script = http.get("/plant/page/page.js").text
+    assert not re.search(r"""["'`]/""", script), "an address that forgets the prefix"
+    made.service.door.closing = True
+    assert_refused(http.get("/plant/v1/models", headers=bearer(keys["predict"])), "stopping")
 
 
 def test_a_key_is_revoked_while_the_server_runs(
@@ -151,6 +178,20 @@ def test_too_many_pixels_frames_and_sides(serving: Serving, packages: dict[str, 
     assert made.http.post(SEGMENT, content=png(np.zeros((100, 100, 3), np.uint8))).status_code == 200
 
 
+def test_too_large_for_instances(serving: Serving, packages: dict[str, Path], image: bytes) -> None:
+    models = [{"name": name, "package": str(packages[name])} for name in ("losnet", "slag")]
+    made = serving(models=models, limits={"instance_pixels": 5000})
+    made.wait()
+    refused = assert_refused(made.http.post(SEGMENT, content=image), "too-many-pixels")
+    way_out = re.search(r"max_size=(\d+)", str(refused["detail"]))
+    assert way_out is not None
+    answer = made.http.post(f"{SEGMENT}?{way_out[0]}", content=image)
+    assert answer.status_code == 200
+    assert (answer.json()["height"], answer.json()["width"]) == (96, 128)
+    assert_refused(made.http.post(f"{SEGMENT}?max_size={int(way_out[1]) + 2}", content=image), "too-many-pixels")
+    assert made.http.post("/v1/models/slag/segment", content=image).status_code == 200
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n", b"GIF89a\x01\x00\x01\x00"], ids=["empty", "text", "cut", "gif"]
 )
@@ -202,6 +243,41 @@ def test_the_deadline_passes(serving: Serving, packages: dict[str, Path], image:
     assert (slow.started, slow.ended) == (1, 1)  # nobody goes on computing
 
 
+def test_the_deadline_passes_while_the_body_comes(server: Server) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(30)
+        raise AssertionError("nobody waits so long")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"x-request-timeout-seconds", b"0.05")]
+    scope = {"type": "http", "method": "POST", "path": SEGMENT, "query_string": b"", "headers": headers}
+    asyncio.run(server.app(scope, receive, send))
+    assert sent[0]["status"] == 504
+    assert json.loads(sent[1]["body"])["type"] == "urn:stratum:problem:deadline"
+
+
+def test_an_answer_that_has_begun_is_not_cut(serving: Serving, packages: dict[str, Path]) -> None:
+    made = serving(models=f"losnet={packages['losnet']}")
+    made.wait()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"begun"
+        await asyncio.sleep(0.2)
+        yield b" and ended"
+
+    made.app.add_api_route("/v1/slow", lambda: StreamingResponse(slowly()))
+    assert made.http.get("/v1/slow", headers={"X-Request-Timeout-Seconds": "0.1"}).text == "begun and ended"
+
+
+def test_rays_proxy_is_not_first_with_the_deadline() -> None:
+    for asked, seconds in (("10", 9.0), ("1", 0.9), ("100", 60.0), (None, 60.0), ("61", 60.0), ("0.1", 0.09)):
+        assert seconds_of(asked, 60.0) == pytest.approx(seconds)
+
+
 def test_overload(serving: Serving, packages: dict[str, Path], image: bytes) -> None:
     made = serving(models=f"losnet={packages['losnet']}", limits={"in_flight": 1}, backend=(slow := Slow()))
     made.wait()
@@ -219,13 +295,14 @@ def test_a_model_that_is_broken(serving: Serving, packages: dict[str, Path], tmp
     weights = bytearray((folder / WEIGHTS_FILE).read_bytes())
     weights[len(weights) // 2] ^= 1
     (folder / WEIGHTS_FILE).write_bytes(weights)
-    made = serving(models=f"losnet={folder}")
+    made = serving(models=f"losnet={folder}", refresh_seconds=0.1)
     broken = made.http.post(SEGMENT, content=image)
     assert_refused(broken, "model-broken")
     assert "retry-after" in broken.headers
     assert_refused(made.http.get("/readyz"), "not-ready")
     assert "damaged" in made.http.get("/v1/models").json()["models"][0]["note"]
     shutil.copy(packages["losnet"] / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    made.wait()  # it is looked at again
     assert made.http.post(SEGMENT, content=image).status_code == 200
 
 

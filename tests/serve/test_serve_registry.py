@@ -1,5 +1,6 @@
 """From the registry to the answer: versions, aliases, promotion and roll-back, canaries and shadows, with a real store."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from serve_tools import Server, Serving, make_package
 from stratum.registry import log_package
 from stratum.tracking import client_for, open_run
 from stratum_models.package import WEIGHTS_FILE
-from stratum_serve.problems import KINDS
+from stratum_serve.local import LocalBackend
+from stratum_serve.problems import KINDS, Problem
 
 Register = Callable[[int], str]
 
@@ -127,6 +129,22 @@ def test_the_same_weights_with_another_threshold_go_live(serving: Serving, tmp_p
     make_package(folder, "losnet_debug", seed=1, score_threshold=1.0)
     until(lambda: made.http.post("/v1/models/ore/segment", content=image).json()["instances"] == [])
     assert made.http.get("/v1/models/ore").json()["weights_sha256"] == found["model"]["weights_sha256"]
+
+
+def test_a_replica_that_starts_while_the_registry_is_away_has_what_was_fetched(
+    serving: Serving, register: Register, alias: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alias("champion", register(1))
+    made = serving(models="ore", refresh_seconds=60)
+    made.wait()
+    target, _ = made.service.directory.live("ore")
+    assert target is not None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
+    new = LocalBackend(made.config)
+    asyncio.run(new.load(target.model_id, pipeline=False))
+    with pytest.raises(Problem, match="cannot be reached"):
+        asyncio.run(new.load(target.uri + "#" + "0" * 64, pipeline=False))
+    new.close()
 
 
 def closed_port() -> int:

@@ -1,15 +1,17 @@
 """Images and results on a real S3: only under the allowed prefixes, and each way to fail told apart."""
 
-import io
 import json
+import socket
+import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from running import until
 from serve_tools import Server, Serving, decoded
 
 from stratum import storage
-from stratum_models.errors import UserError
+from stratum_serve.outside import THREADS
 from stratum_serve.problems import KINDS, Problem
 from stratum_serve.service import allowed
 
@@ -103,12 +105,60 @@ def test_prefixes_are_whole_folders() -> None:
         allowed("s3://bucket/a", ())
 
 
-def test_sizes_without_reading(s3_env: object, bucket: str, tmp_path: Path) -> None:
+def test_what_is_read_once_is_not_kept(s3_env: object, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATUM_CACHE", str(tmp_path / "cache"))
     storage.write_bytes(f"s3://{bucket}/five", b"12345")
-    assert storage.size(f"s3://{bucket}/five") == 5
-    storage.write_bytes(str(tmp_path / "six"), b"123456")
-    assert storage.size(str(tmp_path / "six")) == 6
-    for missing in (f"s3://{bucket}/none", str(tmp_path / "none")):
-        with pytest.raises(UserError):
-            storage.size(missing)
-    assert io.BytesIO(storage.read_bytes(f"s3://{bucket}/five")).read() == b"12345"
+    storage.write_bytes(str(tmp_path / "five"), b"12345")
+    for place in (f"s3://{bucket}", str(tmp_path)):
+        assert storage.read_once(f"{place}/five", 5) == b"12345"
+        with pytest.raises(storage.TooLargeError, match="5 bytes, 4 are taken"):
+            storage.read_once(f"{place}/five", 4)
+        with pytest.raises(storage.MissingError):
+            storage.read_once(f"{place}/none", 4)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_images_leave_nothing_on_the_disk(made: Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRATUM_CACHE", str(tmp_path / "cache"))
+    assert made.http.post(SEGMENT, json={"image": f"s3://{bucket}/in/a.png"}).status_code == 200
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_the_client_cannot_mend_is_not_called_its_mistake(made: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    answer = made.http.post(SEGMENT, json={"image": f"s3://{bucket}/in/a.png"})
+    assert kind(answer) == "unavailable"
+    assert "no credentials" in answer.json()["detail"]
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_bucket_is_no_image(serving: Serving, packages: dict[str, Path], bucket: str) -> None:
+    made = serving(models=f"losnet={packages['losnet']}", s3_prefixes=[f"s3://{bucket}"])
+    made.wait()
+    assert kind(made.http.post(SEGMENT, json={"image": f"s3://{bucket}/"})) == "bad-option"
+
+
+def test_where_s3_hangs_images_in_requests_are_answered(made: Server, bucket: str, image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stratum_serve.outside.WAIT_SECONDS", 0.5)
+    assert made.http.post(SEGMENT, content=image).status_code == 200
+    answers: list[str] = []
+
+    def ask() -> None:
+        asked = {"image": f"s3://{bucket}/in/a.png"}
+        answers.append(kind(made.http.post(SEGMENT, json=asked, headers={"X-Request-Timeout-Seconds": "2"})))
+
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        hung = [threading.Thread(target=ask) for _ in range(THREADS + 2)]
+        for thread in hung:
+            thread.start()
+        until(lambda: len(answers) == 2)  # there is no thread for these: they are not kept waiting
+        assert set(answers) == {"overload"}
+        for _ in range(3):
+            assert made.http.post(SEGMENT, content=image, headers={"X-Request-Timeout-Seconds": "30"}).status_code == 200
+        assert len(answers) == 2  # the others still wait for S3
+        for thread in hung:
+            thread.join(30)
+    assert len(answers) == THREADS + 2
+    assert set(answers[2:]) <= {"deadline", "unavailable"}

@@ -1,4 +1,4 @@
-"""What takes long or looks at the clock: replicas come and go with the load, overload, killed processes, a large batch.
+"""What takes long or looks at the clock: replicas come and go with the load, overload, killed processes, promotion from training on.
 
     python tests/soak/endurance.py --package outputs/demo-package --minutes 5 --json endurance.json
 
@@ -6,7 +6,10 @@ Prints its figures, and ends with exit code 1 where a promise is broken.
 """
 
 import argparse
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serve"))
 import httpx
 import psutil
 from parts import run_parts
-from running import Load, Running, free_port, running, until
+from running import ROOT, Load, Running, free_port, running, until
 from speed import pictures
 
 from stratum_serve.client import Client
@@ -36,12 +39,14 @@ def config(package: Path, **values: Any) -> dict[str, Any]:
     }
 
 
-def load(server: Running, clients: int, image: bytes) -> Load:
-    """Plain clients, without retries, that wait a little after a refusal."""
+def load(server: Running, clients: int, image: bytes, refused: set[str] | None = None, path: str = PATH) -> Load:
+    """Plain clients, without retries, that wait a little after a refusal, and note in ``refused`` why."""
 
     def ask(client: httpx.Client) -> httpx.Response:
-        answer = client.post(PATH, content=image)
+        answer = client.post(path, content=image)
         if answer.status_code == 429:
+            if refused is not None:
+                refused.add(answer.json()["detail"])
             time.sleep(0.05)
         return answer
 
@@ -69,16 +74,31 @@ def up_and_down(package: Path, image: bytes) -> dict[str, Any]:
             busy.more(50)
         start = time.monotonic()
         until(lambda: len(server.replicas("models")) == 1)
-        return {"seconds to 2 replicas": round(up, 1), "seconds back to 1": round(time.monotonic() - start, 1), "statuses": busy.statuses()}
+        found = {"seconds to 2 replicas": round(up, 1), "seconds back to 1": round(time.monotonic() - start, 1)}
+        found["statuses"] = busy.statuses()
+        assert set(busy.statuses()) == {200}, found
+        return found
 
 
-def overload(package: Path, image: bytes, minutes: float) -> dict[str, Any]:
-    """More than the server takes, for minutes: 429s, bounded memory, no hung request, quick again afterwards."""
+def at_the_gate(package: Path, image: bytes, minutes: float) -> dict[str, Any]:
+    """More requests than the ingress lets in."""
     values = config(package, scaling={"max_replicas": 1}, limits={"in_flight": 8})
+    return overload(values, image, minutes, "requests are under way")
+
+
+def in_the_queue(package: Path, image: bytes, minutes: float) -> dict[str, Any]:
+    """More requests than may wait for a model replica, which the ingress lets in."""
+    values = config(package, scaling={"max_replicas": 1, "max_ongoing_requests": 2}, limits={"queued": 4})
+    return overload(values, image, minutes, "the models have too much to do")
+
+
+def overload(values: dict[str, Any], image: bytes, minutes: float, refusal: str) -> dict[str, Any]:
+    """More than the server takes, for minutes: 429s for one reason, bounded memory, no hung request, quick again afterwards."""
     with running(free_port(), values, {}) as server:
         quiet = _lone(server, image)
         memory = []
-        with load(server, 24, image) as busy:
+        refused: set[str] = set()
+        with load(server, 24, image, refused) as busy:
             end = time.monotonic() + 60 * minutes
             while time.monotonic() < end:
                 time.sleep(5)
@@ -90,6 +110,7 @@ def overload(package: Path, image: bytes, minutes: float) -> dict[str, Any]:
     found = {"minutes": minutes, "statuses": busy.statuses(), "MiB after a quarter": round(settled), "MiB at the end": round(last)}
     found |= {"seconds to recover": round(recovered, 1), "lone ms before": round(1000 * quiet)}
     assert set(busy.statuses()) == {200, 429}, found
+    assert {refusal in detail for detail in refused} == {True}, refused
     assert last < 1.1 * settled + 50, found
     assert recovered < 10, found
     return found
@@ -118,13 +139,43 @@ def killed(package: Path, image: bytes) -> dict[str, Any]:
         }
 
 
+def promoted(image: bytes) -> dict[str, Any]:
+    """Train, promote, serve; train another and promote it under load: no request fails, and the answers change version."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+        _train(folder, env, "first", "head_convs=2")
+        _job(env, "promote", "--model", "ore", "--metric", "cost/params")
+        args = {**config(Path()), "models": "ore", "refresh_seconds": 0.5}
+        with running(free_port(), args, env) as server, load(server, 4, image, path="/v1/models/ore/segment") as busy:
+            busy.more(20)
+            _train(folder, env, "second", "head_convs=1")  # fewer parameters, and so the better one
+            _job(env, "promote", "--model", "ore", "--metric", "cost/params")
+            until(lambda: busy.answers[-1][2] == "2")
+            busy.more(20)
+    found = {"statuses": busy.statuses(), "versions": sorted({version for _, _, version in busy.answers})}
+    assert found == {"statuses": {200: len(busy.answers)}, "versions": ["1", "2"]}, found
+    return found
+
+
+def _train(folder: str, env: dict[str, str], name: str, option: str) -> None:
+    tiny = ["--data", "synthetic://ore?images=10&size=64&seed=0", "--model", "losnet_debug", "--size", "64", "--batch", "4"]
+    tiny += ["--epochs", "2", "--workers", "0", "--cost-size", "64x64", "--set", option]
+    _job(env, "train", *tiny, "--storage", f"{folder}/runs", "--name", name, "--register", "ore")
+
+
+def _job(env: dict[str, str], name: str, *flags: str) -> None:
+    paths = os.pathsep.join(str(ROOT / part) for part in ("platform", "models", "serve"))
+    command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *flags]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": paths, **env}, check=True, stdout=subprocess.DEVNULL)
+
+
 def _lone(server: Running, image: bytes, count: int = 10) -> float:
     """The middle one of some latencies, in seconds."""
     times = []
     with httpx.Client(base_url=server.url, timeout=60) as client:
         for _ in range(count):
             start = time.monotonic()
-            client.post(PATH, content=image)
+            client.post(PATH, content=image).raise_for_status()
             times.append(time.monotonic() - start)
     return sorted(times)[count // 2]
 
@@ -134,14 +185,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--package", type=Path, default=Path("outputs/demo-package"))
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--parts", default="scaling,overload,killed")
+    parser.add_argument("--parts", default="scaling,overload,queue,killed,promoted")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     image = pictures(1)[0]
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "scaling": lambda: up_and_down(args.package, image),
-        "overload": lambda: overload(args.package, image, args.minutes),
+        "overload": lambda: at_the_gate(args.package, image, args.minutes),
+        "queue": lambda: in_the_queue(args.package, image, args.minutes / 5),
         "killed": lambda: killed(args.package, image),
+        "promoted": lambda: promoted(image),
     }
     return run_parts(parts, args.parts, args.json)
 

@@ -8,6 +8,8 @@ from pycocotools import mask as coco_mask
 
 from stratum.data.records import Rle
 
+LARGEST_ID = 65535
+
 
 class LabelError(ValueError):
     """A segmentation that cannot be read."""
@@ -157,21 +159,34 @@ def _from_spans(starts: NDArray[np.intp], lengths: NDArray[np.intp], height: int
     return rle
 
 
+def painted(masks: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    """Masks ``bool [N, H, W]`` as one image of ids ``[H, W]``: 0 where there is none, ``i + 1`` for mask ``i``, the first ones on top."""
+    ids = np.zeros(masks.shape[1:], dtype=np.uint16)
+    for index in reversed(range(min(len(masks), LARGEST_ID))):
+        np.copyto(ids, index + 1, where=masks[index])
+    return ids
+
+
 def encode(masks: NDArray[np.bool_]) -> list[Rle]:
-    """Masks ``bool [N, H, W]`` as RLEs."""
-    return list(coco_mask.encode(_by_columns(masks))) if len(masks) else []
+    """Masks ``bool [N, H, W]`` as RLEs, with memory for one mask."""
+    codes: list[Rle] = []
+    turned = np.zeros((*masks.shape[1:], 1), dtype=np.uint8, order="F")  # column by column, as pycocotools wants it
+    for mask in masks:
+        part = _filled(mask)
+        turned[part] = mask[part][..., None]
+        codes += coco_mask.encode(turned)
+        turned[part] = 0
+    return codes
 
 
-def _by_columns(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Masks as ``[H, W, N]``, column by column in memory as pycocotools wants them; rows without a pixel are not moved."""
-    count, height, width = masks.shape
-    columns = np.zeros((count, width, height), dtype=np.uint8)
-    for mask, turned in zip(masks, columns, strict=True):
-        rows = np.flatnonzero(mask.any(axis=1))
-        if len(rows):
-            filled = slice(rows[0], rows[-1] + 1)
-            turned[:, filled] = mask[filled].T
-    return columns.transpose(2, 1, 0)
+def _filled(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The rows and columns of ``[H, W]`` outside of which there are no pixels."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return slice(0), slice(0)
+    inside = slice(rows[0], rows[-1] + 1)
+    columns = np.flatnonzero(mask[inside].any(axis=0))
+    return inside, slice(columns[0], columns[-1] + 1)
 
 
 def text(rle: Rle) -> str:

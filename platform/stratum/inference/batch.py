@@ -7,6 +7,7 @@ threads as there are CPUs for it.
 
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from stratum import storage
 from stratum.cluster import forwarded_environment, ray_is_local
-from stratum.data.images import IMAGE_SUFFIXES, DepthRule, read_image
+from stratum.data.images import IMAGE_SUFFIXES, DepthRule, decode_image
 from stratum.data.scans import TIFF, ZARR, is_scan, list_scans
 from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
 from stratum.inference.classes import TOGETHER
@@ -38,6 +39,7 @@ from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, load_package, ma
 
 SAY_SECONDS = 5.0
 LARGE = 2**24  # bytes of a TIFF that is read by an actor of its own; whether it is read by windows, its size in pixels says
+NICENESS = 10  # of actors that have no CPUs of their own
 
 
 class Predictor:
@@ -50,6 +52,8 @@ class Predictor:
         """
         import ray
 
+        if not (spec.cpus or spec.gpu):
+            os.nice(NICENESS)
         with tempfile.TemporaryDirectory() as folder:
             for name, data in ray.get(package[0]).items():
                 (Path(folder) / name).write_bytes(data)
@@ -167,7 +171,7 @@ def _pace(done: int, total: int, seconds: float) -> str:
 def read(uri: str, depth: DepthRule | None) -> Tensor:
     """One image ``uint8 [3, H, W]``, from storage or drawn."""
     if not storage.is_synthetic(uri):
-        return read_image(uri, depth)
+        return decode_image(storage.read_once(uri), depth, uri)
     base, _, number = uri.partition("#")
     return draw_sample(parse_uri(base), int(number))[0].image
 
@@ -232,7 +236,7 @@ def _answers(
         fn_constructor_args=([files], spec, say),  # in a list, since Ray warns of an actor whose argument itself is in the object store
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=0 if spec.gpu else cpus,
+        num_cpus=0 if spec.gpu else spec.cpus * cpus,
         num_gpus=1 if spec.gpu else 0,
         runtime_env={"env_vars": forwarded_environment()},  # where Ray was connected before the keys of S3 were set, as in a notebook
     )

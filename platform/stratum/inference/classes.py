@@ -6,7 +6,7 @@ Shapes: ``K`` classes, ``H`` and ``W`` the size of an image.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -34,6 +34,10 @@ def in_windows(size: tuple[int, int], window: int) -> bool:
     return bool(window) and max(size) > window
 
 
+def _nothing() -> None:
+    pass
+
+
 def window_of(manifest: Manifest, asked: int | None) -> int:
     """The side of a package's windows, unless one is asked for: that of the tiles it was trained on; for two stages, many patches wide."""
     if asked is not None:
@@ -56,7 +60,9 @@ def together(sizes: Iterable[int]) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
-def find_classes(model: SegmentationModel, images: Sequence[Tensor], *, window: int = 0, batch: int = 4) -> list[ClassesFound]:
+def find_classes(
+    model: SegmentationModel, images: Sequence[Tensor], *, window: int = 0, batch: int = 4, before: Callable[[], None] = _nothing
+) -> list[ClassesFound]:
     """What a semantic model finds in images ``uint8 [3, H, W]``.
 
     Of an image in windows no more is held than a row of windows with their probabilities, and the labels of all.
@@ -66,9 +72,11 @@ def find_classes(model: SegmentationModel, images: Sequence[Tensor], *, window: 
         images: on the CPU; those that are predicted whole are predicted together, as far as memory allows.
         window: side in pixels of the windows for larger images; 0: all are predicted whole.
         batch: windows that are predicted together.
+        before: called before each batch; what it raises ends all.
     """
 
     def predict(parts: Sequence[Tensor]) -> list[SemanticPrediction]:
+        before()
         predictions = model.predict([to_float(part).to(model.device) for part in parts])
         return [cast(SemanticPrediction, prediction).to("cpu") for prediction in predictions]
 

@@ -18,8 +18,6 @@ from stratum.data import rle
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, Prediction
 
-LARGEST_ID = 65535
-
 
 def instances_of(prediction: Prediction) -> InstancePrediction:
     """The prediction, where it is one of instances. Raises UserError for a semantic model's."""
@@ -31,19 +29,12 @@ def instances_of(prediction: Prediction) -> InstancePrediction:
 def visible(prediction: InstancePrediction) -> InstancePrediction:
     """The instances that have at least one pixel."""
     # NumPy looks no further than a mask's first pixel that is set.
-    keep = torch.tensor([bool(mask.numpy().any()) for mask in prediction.masks.cpu()], dtype=torch.bool)
-    return InstancePrediction(
-        boxes=prediction.boxes[keep], scores=prediction.scores[keep], labels=prediction.labels[keep], masks=prediction.masks[keep]
-    )
+    return prediction.where(torch.tensor([bool(mask.numpy().any()) for mask in prediction.masks.cpu()], dtype=torch.bool))
 
 
 def id_mask(prediction: InstancePrediction) -> NDArray[np.uint16]:
     """The instances as one image of ids ``[H, W]``: 0 is background, ``i + 1`` instance ``i``; of overlapping ones the better is on top."""
-    count = min(len(prediction), LARGEST_ID)
-    ids = np.zeros(prediction.masks.shape[1:], dtype=np.uint16)
-    for index in reversed(range(count)):  # best first in the prediction, so best last here
-        ids[prediction.masks[index].cpu().numpy()] = index + 1
-    return ids
+    return rle.painted(prediction.masks.cpu().numpy())
 
 
 def grey_png(values: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
@@ -60,7 +51,7 @@ def jpeg(picture: Tensor) -> bytes:
 
 def annotations_of(prediction: InstancePrediction) -> list[dict[str, Any]]:
     """COCO annotations, without the ids that only the whole set of images can give; categories count from 1."""
-    codes = rle.encode(prediction.masks.cpu().numpy().astype(np.bool_))
+    codes = rle.encode(prediction.masks.cpu().numpy().astype(np.bool_, copy=False))
     boxes, scores, labels = prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist()
     return [
         {

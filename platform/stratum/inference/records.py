@@ -13,7 +13,7 @@ from stratum_models.errors import UserError
 
 FOLDER = "records"
 RUN = "run.json"  # in the folder: what the run was asked for
-_OWN = ("batch_size", "workers", "gpu", "resume")  # fields that change no result
+_OWN = ("batch_size", "workers", "gpu", "cpus", "resume")  # fields that change no result
 
 
 def record_uri(spec: BatchSpec, work: Work) -> str:
@@ -53,7 +53,7 @@ def done_before(spec: BatchSpec, manifest_sha256: str, works: Sequence[Work]) ->
 def _read(spec: BatchSpec, work: Work) -> Found | None:
     """The record of an image, None where it is of another image or damaged."""
     try:
-        found = Found.from_json(storage.read_bytes(record_uri(spec, work)).decode())
+        found = Found.from_json(storage.read_once(record_uri(spec, work)).decode())
     except (ValueError, TypeError, KeyError):
         return None
     return found if found.work == work else None

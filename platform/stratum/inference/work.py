@@ -29,6 +29,7 @@ class BatchSpec:
     batch_size: int = 4
     workers: int = 0  # actors; 0: as many as the cluster has CPUs or GPUs
     gpu: bool = False
+    cpus: float = 1.0  # that each of them asks Ray for; 0: none, they take what the others on their machine leave
     resume: bool = False  # keep a record of each image, and skip those that have one
 
     def __post_init__(self) -> None:
@@ -37,8 +38,8 @@ class BatchSpec:
         check_window(self.window)
         if not 0 <= self.score_threshold <= 1:
             raise UserError(f"the score threshold is {self.score_threshold}, it must be between 0 and 1")
-        if self.batch_size < 1 or self.workers < 0:
-            raise UserError(f"batch size {self.batch_size} and workers {self.workers}: give at least 1 and 0")
+        if self.batch_size < 1 or self.workers < 0 or self.cpus < 0:
+            raise UserError(f"batch size {self.batch_size}, workers {self.workers}, CPUs {self.cpus:g}: give at least 1, 0 and 0")
 
 
 @dataclass(frozen=True, kw_only=True)

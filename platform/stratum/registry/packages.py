@@ -53,13 +53,14 @@ def log_package(run_id: str, folder: Path, register_as: str | None = None, *, ur
         return f"models:/{register_as}/{_register(client, run_id, register_as, _version_tags(folder, manifest))}"
 
 
-def fetch_package(uri: str) -> Path:
+def fetch_package(uri: str, sha256: str = "") -> Path:
     """A local folder with the package at ``models:/name@alias``, ``models:/name/3``, ``runs:/id/package``, a folder or ``s3://...``.
 
-    What is fetched is cached by the hash of its manifest. Raises UserError naming what is missing and what there is.
+    What is fetched is cached by the hash of its manifest; where a version's hash is known and it is here, the store need not be there.
+    Raises UserError naming what is missing and what there is.
     """
     if uri.startswith("models:/"):
-        return _fetch_version(uri)
+        return _cached({MANIFEST_TAG: sha256}) or _fetch_version(uri)
     if uri.startswith("runs:/"):
         store = tracking_uri()
         run_id, _, path = uri.removeprefix("runs:/").strip("/").partition("/")

@@ -7,13 +7,17 @@ import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import maximum_filter, minimum_filter
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_bounding_boxes
+
+from stratum.data.rle import painted
 
 Colour = tuple[int, int, int]
 
@@ -50,14 +54,14 @@ def draw_instances(
     ``image`` is ``uint8 [3, H, W]``, ``masks`` are bool ``[N, H, W]`` (best first: the first lies on top), ``boxes`` ``[N, 4]`` xyxy in
     pixels, ``labels`` the names and ``scores`` the scores to write. Returns ``uint8 [3, H, W]`` on the CPU.
     """
-    drawn: Tensor = image.detach().cpu()
+    drawn: Tensor = image.detach().cpu().clone()
     masks = masks.detach().cpu().bool()
     if not len(masks):
-        return drawn.clone()
+        return drawn
     chosen = list(colours) if colours is not None else distinct_colours(len(masks))
-    visible = _apart(masks)
-    drawn = draw_segmentation_masks(drawn, visible, alpha=alpha, colors=chosen)
-    drawn = draw_segmentation_masks(drawn, _outlines(visible, width=1 + min(image.shape[-2:]) // 400), alpha=0.9, colors=chosen)
+    owners = painted(masks.numpy())
+    _tint(drawn, owners, chosen, alpha)
+    _tint(drawn, _outlines(owners, width=1 + min(image.shape[-2:]) // 400), chosen, 0.9)
     captions = _captions(len(masks), labels, scores)
     if boxes is None and captions is None:
         return drawn
@@ -135,16 +139,19 @@ def _byte(value: float, white: float) -> int:
     return round(255 * (value * (1 - white) + white))
 
 
-def _apart(masks: Tensor) -> Tensor:
-    """Masks without their overlaps, the first keeping what it shares: torchvision paints shared pixels black."""
-    first = masks.to(torch.uint8).argmax(dim=0)  # [H, W]: the first mask that covers the pixel
-    return masks & (first == torch.arange(len(masks))[:, None, None])
+def _tint(image: Tensor, owners: NDArray[np.uint16], colours: Sequence[Colour], alpha: float) -> None:
+    """Mix the pixels of ``uint8 [3, H, W]`` with the colours of the masks that own them, ``[H, W]`` from 1 on."""
+    inside = owners > 0
+    whose = owners[inside]
+    for plane, shades in zip(image.numpy(), np.array([(0, 0, 0), *colours], dtype=np.float32).T, strict=True):
+        plane[inside] = plane[inside] * np.float32(1 - alpha) + shades[whose] * np.float32(alpha)
 
 
-def _outlines(masks: Tensor, width: int) -> Tensor:
-    """The pixels of each mask within ``width`` of its edge; the edge of the image is not one."""
-    outside = max_pool2d((~masks)[:, None].float(), kernel_size=2 * width + 1, stride=1, padding=width)[:, 0]  # pads with -inf
-    return masks & (outside > 0)
+def _outlines(owners: NDArray[np.uint16], width: int) -> NDArray[np.uint16]:
+    """The owners of the pixels within ``width`` of the edge of their mask, 0 elsewhere; the edge of the image is not one."""
+    side = 2 * width + 1
+    inner = (maximum_filter(owners, side, mode="nearest") == owners) & (minimum_filter(owners, side, mode="nearest") == owners)
+    return np.where(inner, np.uint16(0), owners)
 
 
 def _captions(count: int, labels: Sequence[str] | None, scores: Tensor | Sequence[float] | None) -> list[str] | None:

@@ -10,8 +10,9 @@ of the process, forks included, and lets the SDK's exceptions through. What woul
 """
 
 from stratum.storage.arrow import ray_filesystem
-from stratum.storage.errors import DeniedError, MissingError, StorageError, UnreachableError
-from stratum.storage.files import exists, fetch, read_bytes, read_json, size, write_bytes, write_json
+from stratum.storage.client import within
+from stratum.storage.errors import DeniedError, MissingError, StorageError, TooLargeError, UnreachableError
+from stratum.storage.files import exists, fetch, read_bytes, read_json, read_once, size, write_bytes, write_json
 from stratum.storage.names import is_remote, is_synthetic, join, name, parent, relative, resolve, suffix
 from stratum.storage.trees import fetch_tree, list_files, remove_tree, upload_file, upload_tree
 
@@ -19,6 +20,7 @@ __all__ = [
     "DeniedError",
     "MissingError",
     "StorageError",
+    "TooLargeError",
     "UnreachableError",
     "exists",
     "fetch",
@@ -32,6 +34,7 @@ __all__ = [
     "ray_filesystem",
     "read_bytes",
     "read_json",
+    "read_once",
     "relative",
     "remove_tree",
     "resolve",
@@ -39,6 +42,7 @@ __all__ = [
     "suffix",
     "upload_file",
     "upload_tree",
+    "within",
     "write_bytes",
     "write_json",
 ]

@@ -23,6 +23,10 @@ class DeniedError(StorageError):
     """The server knows who asks, or does not, and refuses."""
 
 
+class TooLargeError(StorageError):
+    """The file has more bytes than the caller takes."""
+
+
 class UnreachableError(StorageError):
     """The server is away, overloaded, or breaks off: the same call may succeed later."""
 
@@ -94,6 +98,11 @@ def explain_s3(uri: str, error: Exception) -> StorageError:
             f"{uri}: the server cannot be reached, or breaks off, at every try ({one_line(error)}); check AWS_ENDPOINT_URL and the network"
         )
     return StorageError(f"{uri}: {_explain_failure(error)}")
+
+
+def too_large(uri: str, size: int, most: int) -> TooLargeError:
+    """The error for a file with more bytes than are taken."""
+    return TooLargeError(f"{uri} has {size} bytes, {most} are taken: use a smaller file")
 
 
 def error_code(error: aws.ClientError) -> str:

@@ -1,11 +1,12 @@
 """Single files by URI, wherever they are."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from stratum.storage import cache, local, s3
-from stratum.storage.errors import StorageError, local_errors
+from stratum.storage.errors import StorageError, local_errors, too_large
 from stratum.storage.names import is_remote, is_synthetic, resolve
 
 
@@ -72,6 +73,23 @@ def size(uri: str) -> int:
         return s3.size(uri)
     with local_errors(uri):
         return Path(uri).stat().st_size
+
+
+def read_once(uri: str, most: int = sys.maxsize) -> bytes:
+    """The content of a file of no more than ``most`` bytes, for those who will not ask for it again: it is not kept in the cache.
+
+    Raises:
+        TooLargeError: it has more; no more of it is read.
+        StorageError: missing, denied, unreachable, or no file.
+    """
+    uri = place(uri)
+    if is_remote(uri):
+        return s3.read(uri, most)
+    with local_errors(uri):
+        size = Path(uri).stat().st_size
+    if size > most:
+        raise too_large(uri, size, most)
+    return local.read(Path(uri))
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import botocore.exceptions as aws
 from boto3.s3.transfer import TransferConfig
 
-from stratum.storage.client import PART_THREADS, client, persist
-from stratum.storage.errors import MissingError, StorageError, error_code, local_errors
+from stratum.storage.client import PART_THREADS, check_time, client, persist
+from stratum.storage.errors import MissingError, StorageError, error_code, local_errors, too_large
 from stratum.storage.names import split_s3
 from stratum.storage.parallel import in_parallel
 
@@ -53,6 +53,29 @@ def _download(bucket: str, key: str, target: Path, known: str | None) -> str:
         for chunk in body.iter_chunks(_CHUNK):
             file.write(chunk)
     return answer["ETag"]
+
+
+def read(uri: str, most: int) -> bytes:
+    """The content of an object of no more than ``most`` bytes.
+
+    Raises:
+        TooLargeError: it has more; no more of it is read.
+        StorageError: missing, denied, unreachable, or broken off at every try.
+    """
+    bucket, key = _object(uri)
+    return persist(uri, lambda: _read(uri, bucket, key, most))
+
+
+def _read(uri: str, bucket: str, key: str, most: int) -> bytes:
+    answer = _get(bucket, key, None)
+    with closing(answer["Body"]) as body:
+        if answer["ContentLength"] > most:
+            raise too_large(uri, answer["ContentLength"], most)
+        data = bytearray()
+        for chunk in body.iter_chunks(_CHUNK):
+            check_time(uri)
+            data += chunk
+    return bytes(data)
 
 
 def _get(bucket: str, key: str, known: str | None) -> "GetObjectOutputTypeDef":

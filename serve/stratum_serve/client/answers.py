@@ -128,6 +128,11 @@ def model_path(model: str, action: str = "") -> str:
     return f"/v1/models/{quote(model, safe='@')}{action}"
 
 
+def pipeline_path(pipeline: str, action: str) -> str:
+    """The path of what a pipeline does."""
+    return f"/v1/refine/{quote(pipeline, safe='@')}{action}"
+
+
 def answer_of(response: httpx.Response) -> Answer:
     """The answer. Raises ServerError for a refusal."""
     if response.is_success:

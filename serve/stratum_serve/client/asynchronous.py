@@ -21,6 +21,7 @@ from stratum_serve.client.answers import (
     image_call,
     json_call,
     model_path,
+    pipeline_path,
 )
 
 
@@ -57,8 +58,13 @@ class AsyncClient:
 
     async def refine(self, pipeline: str, image: Image, *, output: str = "", seconds: float | None = None, **options: Any) -> Answer:
         """What a two-stage pipeline finds in an image. Raises ServerError."""
-        path = model_path(pipeline, "/segment").replace("/v1/models/", "/v1/refine/", 1)
-        return await self._send(image_call(path, image, output, seconds, options))
+        return await self._send(image_call(pipeline_path(pipeline, "/segment"), image, output, seconds, options))
+
+    async def measure_refined(
+        self, pipeline: str, image: Image, *, output: str = "", seconds: float | None = None, **options: Any
+    ) -> Answer:
+        """What is measured in an image that a two-stage pipeline has gone through. Raises ServerError."""
+        return await self._send(image_call(pipeline_path(pipeline, "/measure"), image, output, seconds, options))
 
     async def models(self) -> list[dict[str, Any]]:
         """All models that are served. Raises ServerError."""

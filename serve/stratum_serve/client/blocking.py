@@ -22,6 +22,7 @@ from stratum_serve.client.answers import (
     image_call,
     json_call,
     model_path,
+    pipeline_path,
 )
 
 
@@ -58,8 +59,11 @@ class Client:
 
     def refine(self, pipeline: str, image: Image, *, output: str = "", seconds: float | None = None, **options: Any) -> Answer:
         """What a two-stage pipeline finds in an image. Raises ServerError."""
-        path = model_path(pipeline, "/segment").replace("/v1/models/", "/v1/refine/", 1)
-        return self._send(image_call(path, image, output, seconds, options))
+        return self._send(image_call(pipeline_path(pipeline, "/segment"), image, output, seconds, options))
+
+    def measure_refined(self, pipeline: str, image: Image, *, output: str = "", seconds: float | None = None, **options: Any) -> Answer:
+        """What is measured in an image that a two-stage pipeline has gone through. Raises ServerError."""
+        return self._send(image_call(pipeline_path(pipeline, "/measure"), image, output, seconds, options))
 
     def models(self) -> list[dict[str, Any]]:
         """All models that are served. Raises ServerError."""

@@ -4,6 +4,7 @@ import { drawInstances, drawPatches, drawSizes, csvOf } from "./draw.js";
 const at = (id) => document.getElementById(id);
 let models = [];
 let image = null;
+let busy = false;
 let urls = [];
 
 const headers = () => (at("key").value ? { Authorization: `Bearer ${at("key").value}` } : {});
@@ -22,7 +23,7 @@ function say(text, bad = false) {
 
 async function loadModels() {
   try {
-    models = (await (await ask("/v1/models")).json()).models;
+    models = (await (await ask("v1/models")).json()).models;
   } catch (error) {
     say(error.message, true);
     return;
@@ -47,12 +48,12 @@ function take(file) {
   if (file) at("s3").value = "";
 }
 
-function query(more) {
-  const model = chosenModel();
-  const values = { mm_per_px: at("scale").value, ...more };
-  if (model.task === "instance") values.score = at("score").value;
-  return new URLSearchParams(Object.entries(values).filter(([, value]) => value !== "" && value !== undefined)).toString();
+function options() {
+  const values = { mm_per_px: at("scale").value };
+  return chosenModel().task === "instance" ? { ...values, score: at("score").value } : values;
 }
+
+const query = (values) => new URLSearchParams(Object.entries(values).filter(([, value]) => value !== "")).toString();
 
 function body() {
   const place = at("s3").value.trim();
@@ -62,33 +63,44 @@ function body() {
 
 async function segment(event) {
   event.preventDefault();
+  if (busy) return;
   if (!image && !at("s3").value.trim()) return say("Choose an image first.", true);
   if (!chosenModel()) return say("There is no model to ask.", true);
-  at("go").disabled = true;
+  work(true);
   say("Working…");
   try {
     await show();
   } catch (error) {
     say(error.message, true);
   } finally {
-    at("go").disabled = false;
+    work(false);
   }
 }
 
+// The button keeps the focus of whoever has pressed it, which one that is disabled does not.
+function work(begins) {
+  busy = begins;
+  at("go").setAttribute("aria-disabled", String(begins));
+}
+
+// The first answer says which version gives it; what follows, one after the other, is asked of that one, under the same request id.
 async function show() {
   const model = chosenModel();
   const which = at("which").value.trim();
-  const name = encodeURIComponent(model.name + (which ? `@${which}` : "")).replace("%40", "@");
   const refined = model.pipeline && at("refine").checked;
-  const path = refined ? `/v1/refine/${name}/segment` : `/v1/models/${name}/segment`;
-  const own = refined ? { patches: at("patches").value } : {};
-  const post = (target, more) => ask(`${target}?${query(more)}`, { method: "POST", ...body() });
-  const found = await (await post(path, { ...own, geometry: "polygons" })).json();
-  const [overlay, mask, measured] = await Promise.all([
-    post(path, { ...own, format: "overlay" }).then((answer) => answer.blob()),
-    post(path, { ...own, format: "png" }).then((answer) => answer.blob()),
-    post(`/v1/models/${name}/measure`, {}).then((answer) => answer.json()),
-  ]);
+  const [sent, chosen] = [body(), refined ? { ...options(), patches: at("patches").value } : options()];
+  const reference = (version) => encodeURIComponent(model.name + (version ? `@${version}` : "")).replace("%40", "@");
+  const post = (version, action, more, id) => {
+    const headers = { ...sent.headers, ...(id ? { "X-Request-Id": id } : {}) };
+    const path = `v1/${refined ? "refine" : "models"}/${reference(version)}/${action}`;
+    return ask(`${path}?${query({ ...chosen, ...more })}`, { method: "POST", body: sent.body, headers });
+  };
+  const first = await post(which, "segment", { geometry: "polygons" });
+  const [version, id] = [first.headers.get("X-Model-Version") || which, first.headers.get("X-Request-Id")];
+  const found = await first.json();
+  const overlay = await (await post(version, "segment", { format: "overlay" }, id)).blob();
+  const mask = await (await post(version, "segment", { format: "png" }, id)).blob();
+  const measured = await (await post(version, "measure", {}, id)).json();
   urls.forEach((url) => URL.revokeObjectURL(url));
   const link = (blob) => (urls.push(URL.createObjectURL(blob)), urls.at(-1));
   urls = [];
