@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stratum_models.batching import RESIZING
 from stratum_models.catalog import CATALOG, build_model, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
 
 MAX_INSTANCES = 100
-RESIZING = ("input_short", "input_long")  # options that change an image's size before the network sees it
 _MB = 1024 * 1024
 
 

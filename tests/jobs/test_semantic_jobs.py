@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from stratum.data.frequencies import class_weights
+from stratum.data.sample import Sample
 from stratum.data.source import DataSpec, load_data
+from stratum.data.tiles import tiles
+from stratum.data.transforms import TrainTransform
 from stratum.tracking import tracking_uri
-from stratum_models.catalog import build_model
+from stratum_models.catalog import build_model, resolve_config
 from stratum_models.interface import SemanticPrediction, SemanticTarget
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import Manifest, load_package, save_package
@@ -106,6 +110,21 @@ def test_a_fold_of_tiles_with_class_weights(cells: Path) -> None:
     epoch = json.loads((cells.parent / "checkpoints" / "checkpoints.json").read_text())["best"].split("-")[1]
     temperature = loaded.model.state_dict()["network.selection.temperature"].item()
     assert temperature == pytest.approx(0.1 ** (int(epoch) / 2))  # 1 at the start, 0.1 after both epochs: no average of them
+
+
+@pytest.mark.parametrize(("size", "crop"), [(128, 128), (None, 256)])
+def test_tiles_in_training_and_windows_in_prediction_have_one_scale(size: int | None, crop: int) -> None:
+    train = load_job("train")
+    spec = train.run_spec(train.Args(data=CELLS, model="hrnet_debug", tile=256, size=size, scale=(1.0, 1.0)))
+    config = resolve_config(spec.model.preset, spec.model.overrides)
+    assert spec.augment.crop == crop
+    assert config.scaled(256, 256) == (crop, crop)  # a window
+    whole = replace(spec.augment, crop=None, mosaic=0.0, rotate90=False)
+    for _, _, height, width in tiles(565, 300, 256):  # none of them of 256 pixels
+        sample = Sample(
+            image=torch.zeros(3, height, width, dtype=torch.uint8), target=SemanticTarget(mask=torch.zeros(height, width).long()), uri="x"
+        )
+        assert tuple(TrainTransform(whole, 0)(sample).image.shape[1:]) == config.scaled(height, width)
 
 
 def test_what_the_gate_decides(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

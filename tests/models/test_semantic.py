@@ -235,6 +235,8 @@ def test_loss_text_errors(text: str, message: str) -> None:
         ({"aux_weight": math.inf}, "aux_weight"),
         ({"input_short": 31}, "input_short"),
         ({"input_long": 0}, "input_long"),
+        ({"input_scale": 0.0}, "input_scale"),
+        ({"input_scale": 0.5, "input_short": 64}, "contradict each other"),
     ],
 )
 def test_options_out_of_range_are_named(values: dict[str, object], named: str) -> None:
@@ -336,6 +338,10 @@ def test_prediction_may_shrink_images() -> None:
     assert network.seen == [(1, 3, 32, 40)]  # 28 x 40, padded
     assert isinstance(found, SemanticPrediction)
     assert found.probabilities.shape == (3, 90, 130)
+    scaled = SemanticModel(network, 3, SemanticConfig(input_scale=0.5), divisor=8).eval()
+    for height, width in ((90, 130), (40, 60)):  # by one factor, however large
+        scaled.predict([pair(height, width, 0)[0]])
+    assert network.seen[1:] == [(1, 3, 48, 72), (1, 3, 24, 32)]
 
 
 def test_weights_and_classes_must_agree() -> None:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import get_args
 
+from stratum_models.batching import RESIZING
 from stratum_models.errors import UserError
 from stratum_models.semantic.config import SemanticConfig
 from stratum_models.two_stage.patches import Grid
@@ -11,7 +12,6 @@ from stratum_models.two_stage.pick import Reduction, Rule, Uncertainty
 from stratum_models.two_stage.unet import PAPER_LOSS
 
 LARGEST_PATCH = 4096
-STAGE_OWN = ("input_short", "input_long")  # options that would resize what the pipeline has scaled or cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def parse_stage(option: str, text: str) -> tuple[str, dict[str, str]]:
     options = {key.strip(): value.strip() for key, _, value in parts}
     if not name or len(options) != len(parts) or not all(key and equals for key, equals, _ in parts):
         raise UserError(f"option {option}={text!r}: write a model of the catalog, with each option once, like unet_s2:width=16,loss=ce")
-    for key in STAGE_OWN:
+    for key in RESIZING:
         if key in options:
             raise UserError(f"option {option}={text!r}: {key} would change the resolution of a stage; leave it out and use scale or patch")
     return name.strip(), options

@@ -123,7 +123,8 @@ def _memory(finalist: Finalist, sweep: SweepSpec, options: Mapping[str, Any]) ->
 
 def _trained_size(sweep: SweepSpec) -> tuple[int, int]:
     """``sweep.cost_size`` shrunk or grown to the shorter side that images are scaled to; multiples of 32, as the network pads to."""
-    short = int(str(sweep.extra.get("input_short") or min(sweep.cost_size)))
+    tile = round(sweep.base.data.tile * sweep.base.augment.scale)
+    short = int(str(sweep.extra.get("input_short") or tile or min(sweep.cost_size)))
     height, width = (max(32, round(side * short / min(sweep.cost_size) / 32) * 32) for side in sweep.cost_size)
     return height, width
 
