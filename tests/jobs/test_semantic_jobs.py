@@ -14,6 +14,7 @@ from in_process import exit_code, load_job
 from mlflow import MlflowClient
 from PIL import Image
 
+from stratum import storage
 from stratum.data.frequencies import class_weights
 from stratum.data.sample import Sample
 from stratum.data.source import DataSpec, load_data
@@ -230,6 +231,16 @@ def test_a_spoiled_mask_is_named_before_anything_is_trained(tmp_path: Path, caps
     assert f"{data}/masks/3.png: " in said
     assert "warning: empty class (1)" in said
     assert "no pixel of 'dust' in the training part" in said
+
+
+def test_training_names_an_empty_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, taken = masks(tmp_path / "data"), tmp_path / "runs" / "run" / "run.json"
+    storage.write_bytes(str(taken), b"{}")  # so that nothing is trained
+    flags = ("--data", str(data), "--model", "hrnet_debug", *TINY, "--storage", str(tmp_path / "runs"), "--name", "run")
+    assert exit_code("train", *flags) == 2
+    said = capsys.readouterr()
+    assert f"warning: empty class: {data}: no pixel of 'dust' in the training part" in said.out
+    assert "a run of this name is there already" in said.err
 
 
 @pytest.mark.parametrize(
