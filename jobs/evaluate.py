@@ -115,11 +115,16 @@ def _assessed(loaded: LoadedModel, images: SampleSet, args: Args) -> Assessment 
     """The figures of the package's task."""
     device = "cuda" if args.gpu else "cpu"
     if loaded.manifest.task == "semantic":
-        window = loaded.manifest.tile if args.window is None else args.window
+        window = _window(loaded.manifest, args)
         return assess_masks(
             loaded, images, device=device, batch_size=args.batch_size, window=window, pictures=args.pictures, gates=args.gates, say=_say
         )
     return assess(loaded, images, device=device, batch_size=args.batch_size, mm_per_px=args.mm_per_px, pictures=args.pictures, say=_say)
+
+
+def _window(manifest: Manifest, args: Args) -> int:
+    """Side of the windows; 0: whole images."""
+    return manifest.tile if args.window is None else args.window
 
 
 def _check_flags(manifest: Manifest, args: Args) -> None:
@@ -180,6 +185,9 @@ def _record(found: Assessment | MaskAssessment, args: Args, loaded: LoadedModel)
         "weights_sha256": loaded.manifest.weights_sha256,
         "data": args.data,
         "split": args.split,
+        **{name: getattr(args, name) for name in ("val_fraction", "split_seed", "folds", "fold", "tile")},
+        "options": option_pairs(args.set),
+        "window": _window(loaded.manifest, args) if loaded.manifest.task == "semantic" else 0,
         "images": found.images,
         "metrics": {name: value if math.isfinite(value) else None for name, value in found.metrics.items()},
         **found.record(),

@@ -20,6 +20,7 @@ from stratum.data.sample import Sample
 from stratum.data.source import DataSpec, load_data
 from stratum.data.tiles import tiles
 from stratum.data.transforms import TrainTransform
+from stratum.inference.options import with_options
 from stratum.tracking import tracking_uri
 from stratum_models.catalog import build_model, resolve_config
 from stratum_models.interface import SemanticPrediction, SemanticTarget
@@ -129,11 +130,12 @@ def test_tiles_in_training_and_windows_in_prediction_have_one_scale(size: int | 
 
 
 def test_what_the_gate_decides(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--package", str(cells), "--data", CELLS, "--storage", str(tmp_path), "--pictures", "2", "--gates", "1")
+    flags = ("--package", str(cells), "--data", CELLS, "--storage", str(tmp_path), "--pictures", "2", "--gates", "1", "--set", "samples=3")
     assert exit_code("evaluate", *flags, *FOLD) == 0
     assert "warning" not in capsys.readouterr().out
     assert {"gate_0.png", "gate_shares.png"} <= {path.name for path in tmp_path.iterdir()}
     record = json.loads((tmp_path / "metrics.json").read_text())
+    assert [record[name] for name in ("options", "window", "tile", "folds", "fold")] == [{"samples": "3"}, 32, 32, 4, 1]
     predicted = np.array(record["confusion"]).sum(axis=0)
     for name, pixels in zip(record["classes"], predicted, strict=True):
         shares = record["gate_shares"][name]
@@ -142,6 +144,14 @@ def test_what_the_gate_decides(cells: Path, tmp_path: Path, capsys: pytest.Captu
     assert record["metrics"]["val/miou"] == pytest.approx(load_package(cells).manifest.metrics["val/miou"], abs=0.02)
     assert exit_code("evaluate", *flags, *FOLD[:4]) == 2  # whole images, in windows of the tiles' size
     assert "larger than its windows of 32 pixels: cut the images with --tile 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["temperature", "temperature_end"])
+def test_another_temperature_is_that_of_the_prediction(cells: Path, option: str) -> None:
+    loaded, image = load_package(cells), [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))]
+    hot = with_options(loaded, {option: "50"})
+    assert hot.model.state_dict()["network.selection.temperature"] == 50
+    assert not torch.equal(hot.model.predict(image)[0].probabilities, loaded.model.predict(image)[0].probabilities)  # type: ignore[union-attr]
 
 
 def test_prediction_of_a_folder(ray_local: None, coal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
