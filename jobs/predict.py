@@ -10,8 +10,10 @@ from rich.console import Console
 from stratum import storage
 from stratum.cli import option_pairs, run_job
 from stratum.cluster import ray_cluster
+from stratum.data.images import DepthRule
 from stratum.inference.bands import knows_slag
-from stratum.inference.batch import check_cluster, list_work, predict_all
+from stratum.inference.batch import check_cluster, list_work, predict_all, readable
+from stratum.inference.gates import study_gates
 from stratum.inference.instances import InstanceResults
 from stratum.inference.masks import MaskResults
 from stratum.inference.options import with_options
@@ -48,6 +50,8 @@ class Args:
     """Class masks of images too large to be read whole (TIFF files of more than 89 million pixels, zarr arrays): tiled TIFF or zarr."""
     set: tuple[str, ...] = ()
     """Options of the package's model for this prediction, such as pick=share share=0.1 for two stages."""
+    gates: int | None = None
+    """ARSM: also draw the gate's maps of the first so many images, and count which resolution decides the pixels of each class in them."""
     overlays: bool = True
     """Also write pictures with what was found drawn over."""
     batch_size: int = 4
@@ -67,14 +71,18 @@ def main(args: Args) -> int:
 
     Instances: masks (16-bit PNG, one id for each), predictions.json (COCO), measurements.csv (particles) and sizes.json. Classes: masks
     (8-bit PNG of class indices), measurements.csv (areas), areas.json, legend.png, and slag.csv where the classes are tube and slag.
+    With --gates also gates/: the ARSM paper's figures 7 and 8 of each image, and for each class the share that each resolution decides.
     Images too large to be read whole are read by windows, and their masks written by tiles (TIFF or zarr), with bounded memory.
     Exit code 1 where an image could not be read: each is named, and the others are done.
     """
     package = fetch_package(args.package)
     loaded = load_package(package)  # a damaged package ends here, not in the workers
-    manifest = with_options(loaded, option_pairs(args.set)).manifest
+    loaded = with_options(loaded, option_pairs(args.set))
+    manifest = loaded.manifest
     spec = _spec(args, manifest)
     works = list_work(spec)
+    depth = DepthRule(**manifest.depth_rule) if manifest.depth_rule else None
+    gates = study_gates(loaded, readable(works, depth), args.gates, spec.window) if args.gates is not None else None
     with ExitStack() as stack:
         with ray_cluster():
             check_cluster(spec)  # before the run is opened: bad input leaves none
@@ -83,10 +91,12 @@ def main(args: Args) -> int:
         results = (InstanceResults if manifest.task == "instance" else MaskResults)(found, manifest, spec)
         with tempfile.TemporaryDirectory() as scratch:
             results.write(Path(scratch))
+            if gates:
+                gates.write(Path(scratch))
             storage.upload_tree(Path(scratch), spec.storage)
             if run is not None:
                 run.log_metrics(results.metrics())
-                for name in results.artifacts:
+                for name in (*results.artifacts, *(gates.artifacts if gates else ())):
                     run.log_artifact(Path(scratch) / name)
     Console(width=100).print(results.table())
     print(f"written: {spec.storage}")
@@ -96,7 +106,7 @@ def main(args: Args) -> int:
 def _spec(args: Args, manifest: Manifest) -> BatchSpec:
     """What is predicted and how; flags that do not fit the package's task are refused."""
     slag = {"--tube-diameter-mm": args.tube_diameter_mm, "--axis-degrees": args.axis_degrees}
-    given = {"--score-threshold": args.score_threshold} if manifest.task == "semantic" else {"--window": args.window}
+    given = {"--score-threshold": args.score_threshold} if manifest.task == "semantic" else {"--window": args.window, "--gates": args.gates}
     given |= {} if manifest.task == "semantic" and knows_slag(manifest.classes) else slag
     unfit = [name for name, value in given.items() if value is not None]
     if unfit:

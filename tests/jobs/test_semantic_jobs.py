@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +21,13 @@ from stratum.data.sample import Sample
 from stratum.data.source import DataSpec, load_data
 from stratum.data.tiles import tiles
 from stratum.data.transforms import TrainTransform
+from stratum.inference.batch import list_work, read
+from stratum.inference.masks import MaskWriter
 from stratum.inference.options import with_options
+from stratum.inference.work import BatchSpec, Found, Work
 from stratum.tracking import tracking_uri
 from stratum_models.catalog import build_model, resolve_config
+from stratum_models.errors import UserError
 from stratum_models.interface import SemanticPrediction, SemanticTarget
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import Manifest, load_package, save_package
@@ -143,7 +148,7 @@ def test_what_the_gate_decides(cells: Path, tmp_path: Path, capsys: pytest.Captu
         assert sum(shares.values()) == pytest.approx(1.0 if pixels else 0.0)
     assert record["metrics"]["val/miou"] == pytest.approx(load_package(cells).manifest.metrics["val/miou"], abs=0.02)
     assert exit_code("evaluate", *flags, *FOLD[:4]) == 2  # whole images, in windows of the tiles' size
-    assert "larger than its windows of 32 pixels: cut the images with --tile 32" in capsys.readouterr().err
+    assert "larger than its windows of 32 pixels: cut it (evaluate.py does with --tile 32)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["temperature", "temperature_end"])
@@ -152,6 +157,30 @@ def test_another_temperature_is_that_of_the_prediction(cells: Path, option: str)
     hot = with_options(loaded, {option: "50"})
     assert hot.model.state_dict()["network.selection.temperature"] == 50
     assert not torch.equal(hot.model.predict(image)[0].probabilities, loaded.model.predict(image)[0].probabilities)  # type: ignore[union-attr]
+
+
+def test_the_gate_on_images_without_labels(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here(package: Path, spec: BatchSpec, works: list[Work], **_: object) -> list[Found]:
+        loaded = load_package(package)
+        return MaskWriter(spec, loaded.manifest).find(loaded.model, works, [read(work.uri, None) for work in works])
+
+    predict = load_job("predict")  # without Ray, which is not what this is about
+    for name, plain in (("predict_all", here), ("ray_cluster", nullcontext), ("check_cluster", lambda spec: None)):
+        monkeypatch.setattr(predict, name, plain)
+    flags = ("--package", str(cells), "--data", CELLS.replace("images=8", "images=2"), "--storage", str(tmp_path))
+    assert exit_code("predict", *flags, "--gates", "1", "--window", "0") == 0
+    assert (tmp_path / "areas.json").is_file()
+    assert {path.name for path in (tmp_path / "gates").iterdir()} == {"gates.json", "gate_0.png", "gate_shares.png"}
+    record = json.loads((tmp_path / "gates" / "gates.json").read_text())
+    assert list(record["gate_pictures"]) == ["gate_0.png"]
+    assert record["gate_shares"].keys() == set(load_package(cells).manifest.classes)
+    with pytest.raises(UserError, match="no images there"):  # results are not taken for images
+        list_work(BatchSpec(data=str(tmp_path), storage=str(tmp_path)))
+    capsys.readouterr()
+    assert exit_code("predict", *flags, "--gates", "1") == 2
+    assert "larger than its windows of 32 pixels: cut it" in capsys.readouterr().err
 
 
 def test_prediction_of_a_folder(ray_local: None, coal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
