@@ -214,6 +214,18 @@ def test_prediction_of_a_folder(ray_local: None, coal: Path, tmp_path: Path, cap
     assert (summary["images"], summary["broken"], summary["slag"]) == (2, 1, None)
 
 
+def test_the_band_is_compared_in_millimetres_by_classes_of_any_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    manifest = Manifest(preset="slag_deeplab_debug", classes=("background", "pipe", "crust"), num_classes=3, task="semantic")
+    save_package(tmp_path / "package", build_model("slag_deeplab_debug", num_classes=3), manifest)
+    data = ("--data", "synthetic://slag?images=4&size=64", "--classes", "background,tube=pipe,slag=crust")
+    flags = ("--package", str(tmp_path / "package"), *data, "--storage", str(tmp_path / "out"), "--pictures", "0")
+    assert exit_code("evaluate", *flags, "--tube-class", "pipe", "--slag-class", "crust", "--tube-diameter-mm", "30") == 0
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["tube_diameter_mm"] == 30
+    assert len(record["slag"]["heights_mm"]) + record["slag"]["missed"] == record["images"]
+
+
 def test_slag_is_measured_where_the_classes_are_tube_and_slag(ray_local: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     manifest = Manifest(preset="slag_deeplab_debug", classes=("background", "tube", "slag"), num_classes=3, task="semantic")
@@ -296,6 +308,8 @@ def test_training_names_an_empty_class(tmp_path: Path, capsys: pytest.CaptureFix
         ("evaluate", ("--package", "{coal}", "--window", "8"), "windows of 8 pixels are too small"),
         ("predict", ("--package", "{coal}", "--score-threshold", "0.5"), "--score-threshold: has no meaning"),
         ("predict", ("--package", "{coal}", "--tube-diameter-mm", "30"), "--tube-diameter-mm: has no meaning"),
+        ("predict", ("--package", "{coal}", "--tube-class", "pipe"), "the band of slag needs the classes pipe and slag"),
+        ("evaluate", ("--package", "{coal}", "--axis-degrees", "90"), "--axis-degrees: has no meaning"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stratum.data.samples import SampleSet
 from stratum.inference.assess import THUMBNAIL, chosen
-from stratum.inference.bands import BandStudy, knows_slag
+from stratum.inference.bands import BandRule, BandStudy
 from stratum.inference.classes import find_classes, labels_of
 from stratum.inference.gates import GateStudy, gate_study
 from stratum.inference.masks import shrunk
@@ -90,6 +90,7 @@ def assess_masks(
     window: int = 0,
     pictures: int = 12,
     gates: int | None = None,
+    band: BandRule | None = None,
     say: Say = say_nothing,
 ) -> MaskAssessment:
     """Predict every image once and compare with its labels; memory does not grow with the number of images.
@@ -102,6 +103,7 @@ def assess_masks(
         window: side of the windows for larger images; 0: all are predicted whole.
         pictures: images on the sheet of overlays.
         gates: images whose gate is drawn; None leaves the gate alone.
+        band: how the band of slag is measured, of models that know tube and slag.
         say: hears how far it is.
 
     Raises:
@@ -112,8 +114,9 @@ def assess_masks(
     shown = chosen(len(images), pictures)
     triples: list[Triple] = []
     model = prepare_for_inference(loaded.model).to(device)
+    band = band or BandRule()
     study = gate_study(model, classes, gates, window) if gates is not None else None
-    bands = BandStudy(classes) if knows_slag(classes) else None
+    bands = BandStudy(classes, band) if band.knows_slag(classes) else None
     for index, (uri, image, target, labels) in enumerate(_predicted(model, images, batch_size, window)):
         evaluator.update_labels(labels, target, uri)
         if study:
