@@ -11,6 +11,7 @@ import torch
 from stratum.data.frequencies import RULES
 from stratum.tuning.space import Grid, ablation_grid, known, parse_tables, sampled_variant, search_space
 from stratum.tuning.studies import STUDIES, Study, find_study
+from stratum.tuning.studies.fm_hrnet import NETWORKS as FM_HRNET_NETWORKS
 from stratum_models import losnet
 from stratum_models.arsm.paper import PAPER_RESULTS
 from stratum_models.catalog import CATALOG, build_model, resolve_config
@@ -54,6 +55,14 @@ def test_every_network_is_of_the_studys_task_and_can_be_configured(study: Study)
         assert variant.class_weights in ("", *RULES)
         for judgement in variant.judgements:
             assert resolve_config(variant.preset, judgement.overrides) != resolve_config(variant.preset, variant.overrides)
+
+
+def test_benchmarks_and_sweeps_hold_a_network_against_the_same_row() -> None:
+    for model, preset in FM_HRNET_NETWORKS.items():
+        setting = CATALOG[preset].setting
+        assert CATALOG[preset].paper == fm_hrnet_paper.figures(model)
+        assert setting is not None
+        assert (setting.classes, setting.size) == (4, (512, 512))
 
 
 @pytest.mark.parametrize("table", ["backbone", "groups"])
