@@ -101,6 +101,9 @@ PAPER_RESULTS: tuple[PaperResult, ...] = (
     ),
 )
 
+# Section 4.2: how the paper trains. The command in this folder's README sets it.
+TRAINING: dict[str, float | str] = {"epochs": 1000, "batch_size": 8, "learning_rate": 1e-3, "optimizer": "adam"}
+
 
 def result(method: str) -> PaperResult:
     """A method's rows; KeyError if there are none."""
