@@ -39,7 +39,7 @@ class Args(BandRule):
     window: int | None = None
     """Class masks: predict larger images in windows of this side in pixels, overlapping and blended; 0: whole. By default the size of the
     tiles that the package was trained on. Choose what it saw in training. Images too large to be read whole have windows even with 0: of
-    1024 pixels, for two stages 2048."""
+    1024 pixels, for two stages 2048; packages that scale whole images to one size need to be told."""
     mask_format: MaskFormat = "tiff"
     """Class masks of images too large to be read whole (TIFF files of more than 89 million pixels, zarr arrays): tiled TIFF or zarr."""
     set: tuple[str, ...] = ()
