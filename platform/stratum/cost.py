@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stratum_models.batching import RESIZING
 from stratum_models.catalog import CATALOG, build_model, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
@@ -32,7 +33,6 @@ from stratum_models.two_stage.config import TwoStageConfig
 
 MAX_INSTANCES = 100
 TOGETHER = 3  # models that are in memory and timed at once, beside the first, to which each is compared
-RESIZING = ("input_short", "input_long")  # options that change an image's size before the network sees it
 _MB = 1024 * 1024
 Item = TypeVar("Item")
 

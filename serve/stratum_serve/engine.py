@@ -14,6 +14,7 @@ from torch import Tensor
 from stratum.data.images import DepthRule
 from stratum.inference.classes import ClassesFound, find_classes
 from stratum.inference.outputs import to_float
+from stratum_models.batching import InputSize
 from stratum_models.errors import UserError
 from stratum_models.interface import Prediction, SegmentationModel
 from stratum_models.optimize import prepare_for_inference
@@ -66,7 +67,8 @@ class Engine:
     def bucket(self, image: Tensor) -> Hashable:
         """What images have in common that can go through the network together without one changing the answer for another."""
         height, width = int(image.shape[-2]), int(image.shape[-1])
-        if getattr(getattr(self.model, "config", None), "input_short", None) is not None:
+        config = getattr(self.model, "config", None)
+        if isinstance(config, InputSize) and config.resizes:
             return height, width  # scaled first: only equal sizes surely stay equal
         return math.ceil(height / DIVISOR), math.ceil(width / DIVISOR)
 

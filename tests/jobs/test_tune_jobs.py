@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from in_process import exit_code, load_job
 
+from stratum.training.appraise import trained_size
 from stratum.tuning.checks import check_sweep
 from stratum.tuning.job import split_models, sweep_spec
 from stratum.tuning.spec import SweepSpec, load_sweep, save_sweep
@@ -57,6 +58,14 @@ def test_tables_of_ours_are_named() -> None:
     assert sweep.tables == ("1", "temperature")
     assert "temperature-0.5" in grid.names()
     assert {v.class_weights for v in grid.variants} == {"median"}
+
+
+@pytest.mark.parametrize(("size", "options", "side"), [(128, {"input_scale": 0.5}, 128), (None, {}, 256)])
+def test_tiles_have_one_scale_in_every_trial(size: int | None, options: dict[str, object], side: int) -> None:
+    sweep = sweep_spec("arsm", load_job("tune_arsm").Args(tile=256, size=size))
+    assert sweep.extra == options
+    assert (sweep.base.augment.short_sides, sweep.base.augment.scale, sweep.base.augment.crop) == ((), side / 256, side)
+    assert trained_size((256, 256), options, sweep.base) == (side, side)
 
 
 def test_weights_in_numbers_are_an_option_of_the_networks() -> None:

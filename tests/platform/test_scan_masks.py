@@ -26,7 +26,7 @@ from stratum.inference.batch import cpus_for, is_large, list_work
 from stratum.inference.classes import find_classes, window_of
 from stratum.inference.masks import MaskResults
 from stratum.inference.scan_masks import ScanWriter
-from stratum.inference.scans import regions, segment_scan
+from stratum.inference.scans import even_regions, regions, segment_scan
 from stratum.inference.work import BatchSpec, Found, Work
 from stratum.report.overview import Overview
 from stratum_models.catalog import build_model
@@ -56,6 +56,22 @@ def test_cores_cover_every_pixel_once(height: int, width: int, core: int, halo: 
         assert torch.equal(region.inside(region.window.of(ids)), region.core.of(ids))
         assert region.window.top == max(region.core.top - halo, 0)
         assert region.window.left + region.window.width == min(region.core.left + region.core.width + halo, width)
+    assert bool((seen == 1).all())
+
+
+@settings(deadline=None)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), side=st.integers(1, 40))
+def test_windows_of_one_size_surround_cores_that_cover_every_pixel_once(height: int, width: int, side: int) -> None:
+    seen, halo = torch.zeros(height, width, dtype=torch.int64), side // 8
+    for region in even_regions(height, width, side, halo):
+        region.core.of(seen).add_(1)
+        assert (region.window.height, region.window.width) == (min(side, height), min(side, width))
+        for core, around, length in (
+            ((region.core.top, region.core.height), (region.window.top, region.window.height), height),
+            ((region.core.left, region.core.width), (region.window.left, region.window.width), width),
+        ):
+            assert around[0] <= max(core[0] - halo, 0)
+            assert sum(around) >= min(sum(core) + halo, length)
     assert bool((seen == 1).all())
 
 
@@ -154,8 +170,20 @@ def test_any_semantic_model_labels_a_scan(tmp_path: Path) -> None:
     assert torch.equal(segmented(network, image, tmp_path, 1024)[0], whole_labels(network, image))
 
 
-def test_a_package_that_scales_whole_images_cannot_label_scans(tmp_path: Path) -> None:
-    model = build_model("two_stage_debug", num_classes=2, overrides={"input_short": 64}).eval()
+@pytest.mark.parametrize("options", [{"input_short": 64}, {"input_scale": 0.5}])
+def test_all_windows_have_the_scale_of_the_images_in_training(tmp_path: Path, options: dict[str, float]) -> None:
+    """Trained on images of 128 pixels at half their size; of the last strip, 22 pixels are new."""
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 3, 3, padding=1)
+    image = noise(150, 200)
+    halved = SemanticModel(network, 3, SemanticConfig(input_scale=0.5), divisor=1).eval()
+    model = SemanticModel(network, 3, SemanticConfig(**options), divisor=1).eval()  # type: ignore[arg-type]
+    assert torch.equal(segmented(model, image, tmp_path, 128)[0], whole_labels(halved, image))
+
+
+@pytest.mark.parametrize("preset", ["two_stage_debug", "hrnet_debug"])
+def test_a_package_that_scales_whole_images_cannot_label_scans(tmp_path: Path, preset: str) -> None:
+    model = build_model(preset, num_classes=2, overrides={"input_short": 64}).eval()
     with pytest.raises(UserError, match="train it with --size 0"):
         segment_scan(model, in_memory(noise(64, 64)), Kept(64, 64), tmp_path)
 

@@ -82,10 +82,16 @@ def test_half_precision_is_what_is_evaluated(spec: RunSpec) -> None:
 
 def test_what_is_left_out_is_named(spec: RunSpec) -> None:
     kinds = [("error", "missing file", "a.png"), ("warning", "clipped", "b.png"), ("warning", "clipped", "c.png")]
+    kinds += [("warning", "black and white", f"{i}.png") for i in range(7)]
     problems = [Problem(severity=severity, kind=kind, uri=uri, detail="why") for severity, kind, uri in kinds]  # type: ignore[arg-type]
     lines: list[str] = []
     report_problems(replace(load_data(spec.data), problems=problems), lines.append)
-    assert lines == ["left out: missing file: a.png: why", "warnings on the data: clipped (2)"]
+    assert lines == [
+        "left out: missing file: a.png: why",
+        "warnings on the data: black and white (7), clipped (2)",
+        *(f"warning: black and white: {i}.png: why" for i in range(5)),
+        "and 2 more of kind black and white: jobs/check_data.py lists them",
+    ]
 
 
 def test_a_jobs_options_are_kept_beside_the_spec(spec: RunSpec) -> None:

@@ -266,6 +266,8 @@ def test_presets_by_name() -> None:
     scaled, cut = resolve_augmentation("none", 320), resolve_augmentation("strong", 320)
     assert (scaled.short_sides, scaled.crop) == ((320,), None)
     assert (cut.short_sides, cut.crop) == ((320,), 320)
+    as_it_is = resolve_augmentation("strong", 0)
+    assert (as_it_is.short_sides, as_it_is.scale, as_it_is.crop) == ((), 1.0, 256)
     with pytest.raises(UserError, match=r"'strange'.*none, paper, strong"):
         resolve_augmentation("strange")
     assert set(PRESETS) == {"none", "paper", "strong", "two_stage"}

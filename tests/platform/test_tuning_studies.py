@@ -11,6 +11,7 @@ import torch
 from stratum.data.frequencies import RULES
 from stratum.tuning.space import Grid, ablation_grid, known, parse_tables, sampled_variant, search_space
 from stratum.tuning.studies import STUDIES, ImageFacts, Study, find_study
+from stratum.tuning.studies.fm_hrnet import NETWORKS as FM_HRNET_NETWORKS
 from stratum.tuning.studies.two_stage import PATCH, STAGE2
 from stratum_models import losnet
 from stratum_models.arsm.paper import PAPER_RESULTS
@@ -57,6 +58,14 @@ def test_every_network_is_of_the_studys_task_and_can_be_configured(study: Study)
             assert resolve_config(variant.preset, judgement.overrides) != resolve_config(variant.preset, variant.overrides)
 
 
+def test_benchmarks_and_sweeps_hold_a_network_against_the_same_row() -> None:
+    for model, preset in FM_HRNET_NETWORKS.items():
+        setting = CATALOG[preset].setting
+        assert CATALOG[preset].paper == fm_hrnet_paper.figures(model)
+        assert setting is not None
+        assert (setting.classes, setting.size) == (4, (512, 512))
+
+
 @pytest.mark.parametrize("table", ["backbone", "groups"])
 def test_networks_that_no_preset_has_are_built(table: str) -> None:
     # The others are presets, or differ from one by widths and switches that the models' own tests build.
@@ -96,7 +105,7 @@ def test_the_slag_papers_rows_are_there() -> None:
 
 @all_studies
 def test_columns_are_called_as_some_paper_calls_them(study: Study) -> None:
-    named = {name for one in STUDIES.values() for row in one.rows for name in row.paper or {}}
+    named = {name.rpartition("/")[2] for one in STUDIES.values() for row in one.rows for name in row.paper or {}}
     assert {figure.paper for figure in study.figures if figure.paper} <= named
     assert not any(row.paper for row in study.rows) or any(study.accuracy.theirs({"paper": row.paper}) is not None for row in study.rows)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from stratum_models.batching import resize_images
+from stratum_models.batching import RESIZING, resize_images
 from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX, Prediction, SegmentationModel, SemanticPrediction, SemanticTarget, Target
 from stratum_models.semantic.model import SemanticModel, mask_of
@@ -49,8 +49,9 @@ class TwoStage(SegmentationModel):
         if stage1.num_classes != stage2.num_classes:
             raise UserError(f"stage 1 has {stage1.num_classes} classes and stage 2 has {stage2.num_classes}: they must have the same")
         for name, stage in (("stage1", stage1), ("stage2", stage2)):
-            if stage.config.input_short is not None:
-                raise UserError(f"{name}: its option input_short={stage.config.input_short} changes the resolution; it must be none")
+            for option in RESIZING:
+                if (value := getattr(stage.config, option)) is not None:
+                    raise UserError(f"{name}: its option {option}={value} changes the resolution; it must be none")
         self.num_classes = stage1.num_classes
         self.config = config
         self.stage1, self.stage2 = stage1, stage2
@@ -147,7 +148,7 @@ class TwoStage(SegmentationModel):
 
     @torch.no_grad()
     def _predict(self, images: Sequence[Tensor], timed: Timed) -> Sequence[Prediction]:
-        resized = resize_images([image.to(self.device) for image in images], self.config.input_short, self.config.input_long)
+        resized = resize_images([image.to(self.device) for image in images], self.config)
         return [
             SemanticPrediction(probabilities=at_size(found, *image.shape[-2:]), refined=refined)
             for (found, refined), image in zip(self._run(resized, timed), images, strict=True)

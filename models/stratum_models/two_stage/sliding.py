@@ -116,7 +116,7 @@ class Sliding(SegmentationModel):
         """Probabilities of each image at its own size."""
         found: list[Prediction] = []
         for image in images:
-            (resized,) = resize_images([image.to(self.device)], self.config.input_short, self.config.input_long)
+            (resized,) = resize_images([image.to(self.device)], self.config)
             found.append(SemanticPrediction(probabilities=at_size(self._label(resized), *image.shape[-2:])))
         return found
 

@@ -2,9 +2,8 @@
 
 import re
 
+from stratum_models.batching import RESIZING
 from stratum_models.errors import UserError
-
-STAGE_OWN = ("input_short", "input_long")  # options that would resize what the pipeline has scaled or cut
 
 
 def parse_stage(option: str, text: str) -> tuple[str, dict[str, str]]:
@@ -18,7 +17,7 @@ def parse_stage(option: str, text: str) -> tuple[str, dict[str, str]]:
     options = {key.strip(): value.strip() for key, _, value in parts}
     if not name or len(options) != len(parts) or not all(key and equals for key, equals, _ in parts):
         raise UserError(f"option {option}={text!r}: write a model of the catalog, with each option once, like unet_s2:width=16,loss=ce")
-    for key in STAGE_OWN:
+    for key in RESIZING:
         if key in options:
             raise UserError(f"option {option}={text!r}: {key} would change the resolution of a stage; leave it out and use scale or patch")
     return name.strip(), options

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def list_work(spec: BatchSpec) -> list[Work]:
     data, results = storage.resolve(spec.data), storage.resolve(spec.storage)
     if storage.suffix(data) in (*IMAGE_SUFFIXES, ZARR) and storage.exists(data):
         return [Work(index=0, uri=data, name=storage.name(data).rsplit(".", 1)[0])]
-    own = [storage.join(results, "masks") + "/", storage.join(results, "overlays") + "/"]
+    own = [storage.join(results, name) + "/" for name in ("masks", "overlays", "gates")]
     own += [storage.join(results, name) for name in ("sizes.png", "areas.png", "legend.png")]
     files = [uri for uri in storage.list_files(data) if not uri.startswith(tuple(own))]
     scans = list_scans(files)
@@ -174,6 +174,15 @@ def read(uri: str, depth: DepthRule | None) -> Tensor:
         return decode_image(storage.read_once(uri), depth, uri)
     base, _, number = uri.partition("#")
     return draw_sample(parse_uri(base), int(number))[0].image
+
+
+def readable(works: Iterable[Work], depth: DepthRule | None) -> Iterator[tuple[str, Tensor]]:
+    """The images that can be read whole, one by one, with their URIs."""
+    for work in works:
+        try:
+            yield work.uri, read(work.uri, depth)
+        except UserError:  # prediction says what is the matter with it
+            continue
 
 
 def is_large(uri: str) -> bool:

@@ -83,7 +83,7 @@ def find_classes(
     def probabilities(parts: Sequence[Tensor]) -> list[Tensor]:
         return [prediction.probabilities for prediction in predict(parts)]
 
-    scaled = isinstance(model, TwoStage) and model.config.input_short is not None  # to a size at which no windows are needed
+    scaled = isinstance(model, TwoStage) and model.config.resizes  # whole images
     small = [index for index, image in enumerate(images) if scaled or not in_windows(_size(image), window)]
     found: dict[int, ClassesFound] = {}
     for group in together(images[index][0].numel() for index in small):

@@ -9,6 +9,8 @@ from stratum_models.package import LoadedModel
 from stratum_models.two_stage.config import PICKING
 from stratum_models.two_stage.model import TwoStage
 
+TEMPERATURES = {"temperature", "temperature_end"}  # of ARSM, at the start and at the end of training
+
 
 def with_options(loaded: LoadedModel, options: Mapping[str, str]) -> LoadedModel:
     """The package with other options and the same weights.
@@ -28,4 +30,6 @@ def with_options(loaded: LoadedModel, options: Mapping[str, str]) -> LoadedModel
     except RuntimeError as error:
         given = ", ".join(f"{name}={value}" for name, value in options.items())
         raise UserError(f"--set {given}: the package's weights do not fit a model like that: choose options of prediction alone") from error
+    if TEMPERATURES & options.keys():  # kept with the weights, which brought back the one of the end of training
+        model.set_progress(1.0 if "temperature_end" in options else 0.0)
     return replace(loaded, model=model.eval(), manifest=manifest)

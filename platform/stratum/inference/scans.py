@@ -8,8 +8,9 @@ Shapes: ``K`` classes, ``H`` and ``W`` the size of the image, ``h`` and ``w`` th
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor
 
 from stratum.data.scans import Scan
-from stratum.data.windows import Window
+from stratum.data.windows import Window, windows
 from stratum.disk import require_room
 from stratum.inference.classes import TWO_STAGE_WINDOW
 from stratum.inference.outputs import to_float
+from stratum_models.batching import InputSize
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel, SemanticPrediction
 from stratum_models.two_stage.config import TwoStageConfig
@@ -62,6 +64,22 @@ def regions(height: int, width: int, core: int, halo: int) -> Iterator[Region]:
             )
 
 
+def even_regions(height: int, width: int, side: int, halo: int) -> Iterator[Region]:
+    """As :func:`regions`, with windows of one size: ``side``, or the image where that is smaller. Cores meet amid the windows' overlap."""
+    every = windows(height, width, side, 2 * halo)
+    rows = _cores(sorted({one.top for one in every}), every[0].height)
+    columns = _cores(sorted({one.left for one in every}), every[0].width)
+    for window in every:
+        (top, bottom), (left, right) = rows[window.top], columns[window.left]
+        yield Region(core=Window(top=top, left=left, height=bottom - top, width=right - left), window=window)
+
+
+def _cores(starts: Sequence[int], length: int) -> dict[int, tuple[int, int]]:
+    """First and last (not included) pixel of the core of each window, by where it begins, of windows ``length`` pixels long."""
+    edges = [starts[0], *((after + before + length) // 2 for before, after in pairwise(starts)), starts[-1] + length]
+    return dict(zip(starts, pairwise(edges), strict=True))
+
+
 @torch.inference_mode()
 def segment_scan(model: SegmentationModel, scan: Scan, keep: Keep, scratch: Path, window: int = 0) -> int:
     """Hands the image and the class of every pixel to ``keep``, core by core.
@@ -71,19 +89,25 @@ def segment_scan(model: SegmentationModel, scan: Scan, keep: Keep, scratch: Path
         scan: the image.
         keep: takes the parts.
         scratch: an empty folder on disk for stage 1's probabilities: ``4 * K / scale**2`` bytes for each pixel, and edges.
-        window: side of the windows in pixels; 0: 1024, and 2048 for two stages.
+        window: side of the windows in pixels, all of them as large as the image allows; 0: 1024, and 2048 for two stages.
 
     Returns:
         The number of refined patches; 0 for a model of one stage.
 
     Raises:
-        UserError: the scan is damaged, the model resizes whole images, or the disk of ``scratch`` is too small.
+        UserError: the scan is damaged, the model resizes images to one size and no window is given, which would say by how much, or the
+            disk of ``scratch`` is too small.
     """
     if isinstance(model, TwoStage):
         return _TwoPasses(model, scan, keep, scratch, window or TWO_STAGE_WINDOW).run()
+    config = getattr(model, "config", None)
+    if isinstance(config, InputSize) and config.input_short is not None and not window:
+        raise UserError(
+            f"{scan.uri}: too large to be scaled to {config.input_short} pixels as this package does: give with --window the shorter side "
+            "of the images that it was trained on, or train it with --size 0"
+        )
     side = window or WINDOW
-    halo = min(side, max(scan.height, scan.width)) // CONTEXT
-    for region in regions(scan.height, scan.width, max(side - 2 * halo, 1), halo):
+    for region in even_regions(scan.height, scan.width, side, side // CONTEXT):
         image = scan.read(region.window)
         (found,) = model.predict([to_float(image).to(model.device)])
         probabilities = cast(SemanticPrediction, found).probabilities
@@ -100,10 +124,8 @@ class _TwoPasses:
     """A two-stage model on a scan; windows begin at multiples of a patch, so that their patches are those of the whole image."""
 
     def __init__(self, model: TwoStage, scan: Scan, keep: Keep, scratch: Path, window: int) -> None:
-        if model.config.input_short is not None:
-            raise UserError(
-                f"{scan.uri}: too large to be scaled to {model.config.input_short} pixels as this package does: train it with --size 0"
-            )
+        if model.config.resizes:
+            raise UserError(f"{scan.uri}: too large to be scaled as this package does before its two stages: train it with --size 0")
         self._model, self._scan, self._keep, self._scratch = model, scan, keep, scratch
         self._grid = model.config.grid(scan.height, scan.width)
         self._halo, self._core = _cells_of(model.config, window)

@@ -81,7 +81,7 @@ def _memory(one: Packaged, spec: RunSpec, size: tuple[int, int], device: str, th
         num_classes=load_manifest(storage.fetch_tree(one.package)).num_classes,
         overrides=cost.unresized(one.overrides),
         size=size,
-        train_size=trained_size(size, one.overrides),
+        train_size=trained_size(size, one.overrides, spec),
         device=device,
         threads=threads,
     )
@@ -96,9 +96,10 @@ def _memory(one: Packaged, spec: RunSpec, size: tuple[int, int], device: str, th
     return {}
 
 
-def trained_size(size: tuple[int, int], overrides: Mapping[str, object]) -> tuple[int, int]:
-    """``size`` shrunk or grown to the shorter side that images are scaled to; multiples of 32, as the network pads to."""
-    short = int(str(overrides.get("input_short") or min(size)))
+def trained_size(size: tuple[int, int], overrides: Mapping[str, object], spec: RunSpec) -> tuple[int, int]:
+    """``size`` shrunk or grown to the shorter side that images, or tiles, are scaled to; multiples of 32, as the network pads to."""
+    tile = round(spec.data.tile * spec.augment.scale)
+    short = int(str(overrides.get("input_short") or tile or min(size)))
     height, width = (max(32, round(side * short / min(size) / 32) * 32) for side in size)
     return height, width
 

@@ -29,6 +29,7 @@ from stratum_models.interface import SegmentationModel
 from stratum_models.package import MANIFEST_FILE, Manifest, load_matching, load_package, save_package
 
 RUN_FILE = "run.json"
+NAMED = ("empty class", "black and white", "shape left out", "ids or classes")  # warnings of which each may spoil a whole training
 
 
 def check(spec: RunSpec, say: Say = say_nothing, data: Dataset | None = None) -> Dataset:
@@ -61,13 +62,19 @@ def check_device(spec: RunSpec) -> None:
 
 
 def report_problems(data: Dataset, say: Say) -> None:
-    """Names everything that ``skip_broken`` leaves out, one line each, and counts the warnings by their kind."""
+    """Names everything that ``skip_broken`` leaves out and the first of each kind in ``NAMED``, and counts the warnings by their kind."""
     for problem in data.problems:
         if problem.severity == "error":
             say(f"left out: {problem.kind}: {problem.uri}: {problem.detail}")
     warnings = Counter(problem.kind for problem in data.problems if problem.severity == "warning")
     if warnings:
         say("warnings on the data: " + ", ".join(f"{kind} ({count})" for kind, count in warnings.most_common()))
+    for kind in NAMED:
+        found = [problem for problem in data.problems if problem.kind == kind]
+        for problem in found[:5]:
+            say(str(problem))
+        if len(found) > 5:
+            say(f"and {len(found) - 5} more of kind {kind}: jobs/check_data.py lists them")
 
 
 def load(spec: RunSpec) -> Dataset:

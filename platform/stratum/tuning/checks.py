@@ -12,7 +12,6 @@ from stratum.training.run import check, load, report_problems
 from stratum.tuning.space import Grid, known
 from stratum.tuning.spec import SWEEP_FILE, SweepSpec
 from stratum.tuning.studies import ImageFacts
-from stratum_models.batching import scaled_size
 from stratum_models.catalog import build_model, resolve_config
 from stratum_models.catalog import preset as preset_of
 from stratum_models.errors import UserError
@@ -51,8 +50,8 @@ def fitted(sweep: SweepSpec, data: Dataset) -> SweepSpec:
     """The sweep for its data, where these matter; one that was fitted to them before stays as it was."""
     if sweep.facts is not None or (sweep.plan.fit is None and any(sweep.cost_size)):
         return sweep
-    options = vars(resolve_config(*networks(sweep, sweep.grid())[0]))
-    sizes = [scaled_size(*record.size, options["input_short"], options["input_long"]) for record in data.val.records]
+    options = resolve_config(*networks(sweep, sweep.grid())[0])
+    sizes = [options.scaled(*record.size) for record in data.val.records]
     heights, widths = ([size[side] for size in sizes] for side in (0, 1))
     median = median_low(heights), median_low(widths)
     facts = ImageFacts(least=(min(heights), min(widths)), median=median, classes=len(data.classes))

@@ -17,6 +17,7 @@ from stratum.training.spec import ModelSpec, Precision, RunSpec, TrainSpec
 from stratum.tuning.space import parse_tables
 from stratum.tuning.spec import SWEEP_FILE, SweepSpec
 from stratum.tuning.studies import find_study
+from stratum_models.batching import RESIZING
 from stratum_models.catalog import CATALOG
 from stratum_models.errors import UserError
 
@@ -47,9 +48,10 @@ class SweepArgs(DataArgs):
     epochs: int = 60
     """Epochs of a trial."""
     size: int | None = None
-    """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are. The "paper"
-    augmentation has sizes of its own. This, --learning-rate and --augment are by default those of the study's network: its paper's for
-    two_stage (whole images), for all others 256, 2e-3 with AdamW and cosine, and strong."""
+    """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are. With --tile all
+    are scaled by size / tile; left out, by nothing. The "paper" augmentation has sizes of its own. This, --learning-rate and --augment are
+    by default those of the study's network: its paper's for two_stage (whole images), for all others 256, 2e-3 with AdamW and cosine, and
+    strong."""
     batch: int = 8
     """Images of an optimiser step."""
     learning_rate: float | None = None
@@ -224,7 +226,7 @@ def base_run(preset: str, name: str, args: SweepArgs) -> RunSpec:
         experiment=args.experiment,
         name=name,
         train=train,
-        augment=resolve_augmentation(args.augment or recipe.augment, size_of(preset, args) or None),
+        augment=resolve_augmentation(args.augment or recipe.augment, size_of(preset, args), args.tile),
         num_workers=args.workers,
         use_gpu=args.gpu,
         cpus_per_worker=args.cpus_per_worker,
@@ -233,17 +235,19 @@ def base_run(preset: str, name: str, args: SweepArgs) -> RunSpec:
 
 
 def size_of(preset: str, args: SweepArgs) -> int:
-    """Pixels of the shorter side that images are scaled to; 0: none."""
-    return recipe_of(preset).size if args.size is None else args.size
+    """Pixels of the shorter side that images are scaled to, or a tile's side; 0: none."""
+    if args.size is None:
+        return 0 if args.tile else recipe_of(preset).size
+    return args.size
 
 
 def options(preset: str, args: SweepArgs) -> dict[str, object]:
     """The options of every trial's network: those of ``--set``, the size at which it predicts, and class weights given as numbers."""
     given: dict[str, object] = {**option_pairs(args.set)}
-    if {"input_short", "input_long"} & given.keys():
-        raise UserError("--set input_short, input_long: say it with --size")
+    if unfit := given.keys() & set(RESIZING):
+        raise UserError(f"--set {', '.join(sorted(unfit))}: say it with --size")
     if args.class_weights and "class_weights" in given:
         raise UserError("--class-weights and --set class_weights say the same: give one of them")
     if args.class_weights not in ("", "none", *RULES):
         given["class_weights"] = args.class_weights
-    return {**given, **prediction_size(args.augment, size_of(preset, args))}
+    return {**given, **prediction_size(args.augment, size_of(preset, args), args.tile)}
