@@ -70,7 +70,7 @@ class Ingress:
         await self._service.door.close()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._service, self._keys, batch_routes(self._service))
+        return make_app(self._service, self._keys, batch_routes(self._service), behind_proxy=True)
 
 
 def build(args: ServeArgs) -> Application:

@@ -34,17 +34,22 @@ OPEN_FOLDER = "/page/"
 
 
 class Gate:
-    """The outermost layer of the application."""
+    """The outermost layer of the application.
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, limits: Limits, meters: Meters, door: Door) -> None:
+    Args:
+        behind_proxy: whether something in front puts the id that a request comes with on its answer, as Ray's proxy does.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, limits: Limits, meters: Meters, door: Door, behind_proxy: bool = False) -> None:
         self._app, self._keys, self._limits, self._meters, self._door = app, keys, limits, meters, door
+        self._behind_proxy = behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the application's start and end."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Visit(scope, receive, send, self._limits.body_bytes)
+        visit = _Visit(scope, receive, send, self._limits.body_bytes, behind_proxy=self._behind_proxy)
         try:
             await self._pass(scope, visit)
         except Problem as problem:
@@ -94,11 +99,12 @@ class Gate:
 class _Visit:
     """One request: its id, what has been read of it, whether the answer has begun."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, most: int, *, behind_proxy: bool) -> None:
         self.path = get_route_path(scope)  # as the routes see it: without the prefix that the application is mounted under
         self.headers, self.started, self.status = Headers(scope=scope), time.monotonic(), 0
         given = self.headers.get("x-request-id", "")
         self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self._named = behind_proxy and self.request_id == given
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"] = self.request_id
         self._receive, self._send, self._most, self._read = receive, send, most, 0
@@ -137,7 +143,8 @@ class _Visit:
             self.status = message["status"]
             if self._timeout is not None:
                 self._timeout.reschedule(None)  # what has begun is not cut off
-            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
+            if not self._named:
+                MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
         await self._send(message)
 
     async def refuse(self, problem: Problem) -> None:
@@ -182,4 +189,4 @@ def seconds_of(asked: str | None, longest: float) -> float:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise Problem("bad-option", f"X-Request-Timeout-Seconds: {asked[:40]!r} is no number of seconds above 0")
-    return min(seconds - min(LEAD_SECONDS, seconds / 10), longest)
+    return min(seconds - min(LEAD_SECONDS, seconds / 5), longest)

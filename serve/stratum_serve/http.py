@@ -33,8 +33,8 @@ POLICY = (
 Model = Annotated[str, Path(description="name, name@alias or name@3", max_length=201)]
 
 
-def make_app(service: Service, keys: KeyRing, *routers: APIRouter) -> FastAPI:
-    """The application; ``routers`` add further routes under ``/v1``."""
+def make_app(service: Service, keys: KeyRing, *routers: APIRouter, behind_proxy: bool = False) -> FastAPI:
+    """The application; ``routers`` add further routes under ``/v1``; for ``behind_proxy`` see :class:`stratum_serve.gate.Gate`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -58,7 +58,8 @@ def make_app(service: Service, keys: KeyRing, *routers: APIRouter) -> FastAPI:
         _add_page(app)
     _handle_errors(app)
     app.openapi = document(app)  # type: ignore[method-assign]
-    app.add_middleware(Gate, keys=keys, limits=service.config.limits, meters=service.meters, door=service.door)
+    limits, meters, door = service.config.limits, service.meters, service.door
+    app.add_middleware(Gate, keys=keys, limits=limits, meters=meters, door=door, behind_proxy=behind_proxy)
     return app
 
 

@@ -96,8 +96,8 @@ async function show() {
     return ask(`${path}?${query({ ...chosen, ...more })}`, { method: "POST", body: sent.body, headers });
   };
   const first = await post(which, "segment", { geometry: "polygons" });
-  const [version, id] = [first.headers.get("X-Model-Version") || which, first.headers.get("X-Request-Id")];
   const found = await first.json();
+  const [version, id] = [found.model.version || which, found.request_id];
   const overlay = await (await post(version, "segment", { format: "overlay" }, id)).blob();
   const mask = await (await post(version, "segment", { format: "png" }, id)).blob();
   const measured = await (await post(version, "measure", {}, id)).json();
