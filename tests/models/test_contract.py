@@ -121,7 +121,8 @@ def learn(model: SegmentationModel, images: Sequence[Tensor], targets: Sequence[
 
 
 def values(prediction: Prediction) -> dict[str, Tensor]:
-    return {f.name: getattr(prediction, f.name) for f in fields(prediction)}
+    found = {f.name: getattr(prediction, f.name) for f in fields(prediction)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def small_proposals(model: SegmentationModel) -> SegmentationModel:

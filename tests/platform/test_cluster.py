@@ -25,7 +25,7 @@ with ray_cluster(1):
     assert seen == (os.environ["AWS_SECRET_ACCESS_KEY"], "http://s3"), seen
     files = [path for path in pathlib.Path(ray._private.worker._global_node.get_session_dir_path()).rglob("*") if path.is_file()]
     texts = [path.read_bytes() for path in files]
-    assert any(b"AWS_ENDPOINT_URL" in text for text in texts)
+    assert any(b"RAY_ADDRESS" in text for text in texts)
     assert not any(seen[0].encode() in text for text in texts)
 """
 
