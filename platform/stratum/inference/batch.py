@@ -35,7 +35,7 @@ from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, load_manifest, load_package
 
 SAY_SECONDS = 5.0
-NICENESS = 10  # of actors that have no CPUs of their own
+NICENESS = 5  # of actors that have no CPUs of their own
 
 
 class Predictor:
