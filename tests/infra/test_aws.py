@@ -127,14 +127,15 @@ def track(tmp_path: Path) -> None:
 def answer(tmp_path: Path) -> None:
     """What the server does: images and packages in, results and batches out."""
     storage.list_files("s3://stratum/images")
-    storage.fetch("s3://stratum/images/1.png")
+    storage.read_once("s3://stratum/images/1.png")
     storage.fetch_tree("s3://stratum/packages/ore")
     results = folder_with(tmp_path / "results")
     for _ in range(2):  # a batch that is resumed takes its manifest back first
         storage.upload_tree(results, "s3://stratum/results/1", last=("model.json",))
     storage.write_json("s3://stratum/batches/b1.json", {})
-    storage.read_json("s3://stratum/batches/b1.json")
+    storage.read_once("s3://stratum/batches/b1.json")
     storage.list_files("s3://stratum/batches")
+    storage.remove_tree("s3://stratum/batches/b1.json")
 
 
 WORK = {"trainer": train, "tracker": track, "server": answer}

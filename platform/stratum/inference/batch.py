@@ -39,7 +39,7 @@ from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, load_package, ma
 
 SAY_SECONDS = 5.0
 LARGE = 2**24  # bytes of a TIFF that is read by an actor of its own; whether it is read by windows, its size in pixels says
-NICENESS = 10  # of actors that have no CPUs of their own
+NICENESS = 5  # of actors that have no CPUs of their own
 
 
 class Predictor:
