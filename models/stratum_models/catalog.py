@@ -12,6 +12,7 @@ from stratum_models.baselines.hrformer import HRFormerConfig, build_hrformer
 from stratum_models.baselines.lite_hrnet import LiteHRNetConfig, build_lite_hrnet
 from stratum_models.baselines.mask_rcnn import MaskRCNNConfig, build_mask_rcnn
 from stratum_models.baselines.unet import UNetConfig, build_unet
+from stratum_models.batching import RESIZING
 from stratum_models.errors import UserError
 from stratum_models.fm_hrnet import paper as fm_hrnet_paper
 from stratum_models.fm_hrnet.build import build_fm_hrnet
@@ -328,7 +329,7 @@ def resolve_config(name: str, overrides: Mapping[str, object] | None = None) -> 
     """
     config = preset(name).config
     hints = get_type_hints(type(config))
-    known = [f.name for f in fields(config)]
+    known = sorted((f.name for f in fields(config)), key=RESIZING.__contains__)  # a model's own first
     values = {}
     for key, value in (overrides or {}).items():
         if key not in known:
