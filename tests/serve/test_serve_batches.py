@@ -37,7 +37,7 @@ def state(batch: str, created: float = 0.0, status: Any = "finished") -> BatchSt
 def asked(**values: Any) -> BatchState:
     request = BatchRequest(model="ore", output="s3://bucket/out", **values)
     config = ServeConfig.model_validate({"models": "ore", "s3_prefixes": "s3://bucket/"})
-    return _state(request, Target(name="ore", uri="models:/ore/1", manifest=MANIFEST), config)
+    return _state(request, Target(name="ore", uri="models:/ore/1", manifest=MANIFEST, manifest_sha256="0" * 64), config)
 
 
 def test_an_image_that_is_named_twice_is_done_once() -> None:

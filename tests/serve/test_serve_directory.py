@@ -28,8 +28,9 @@ class Site:
         self.found += 1
         if which == "unreadable":
             raise UserError("its manifest is damaged")
-        manifest = Manifest(preset="losnet_debug", classes=("ore",), num_classes=1, task="instance", weights_sha256="0" * 64)
-        return Target(name=model.name, uri=f"models:/ore/{self.found}", manifest=manifest, version=str(self.found))
+        manifest = Manifest(preset="losnet_debug", classes=("ore",), num_classes=1, task="instance")
+        uri, number = f"models:/ore/{self.found}", str(self.found)
+        return Target(name=model.name, uri=uri, manifest=manifest, manifest_sha256="0" * 64, version=number)
 
     async def load(self, target: Target) -> None:
         self.loaded += 1
