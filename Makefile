@@ -26,6 +26,8 @@ soak: setup  ## what takes long or looks at the clock: load, faults, recovery, s
 	$(BIN)/python tests/soak/speed.py --package $(PACKAGE) --json outputs/speed.json
 	$(BIN)/python tests/soak/backends.py --package $(PACKAGE) --json outputs/backends.json
 	STRATUM_BATCH_IMAGES=500 $(BIN)/python -m pytest tests/serve/test_serve_ray.py -k cut_short
+	$(BIN)/python tests/soak/scan.py --json outputs/scan.json
+	$(BIN)/python tests/soak/two_stage.py --json outputs/two-stage.json
 	$(BIN)/python -m pytest -m soak tests
 	$(BIN)/python tests/soak/cluster.py --json outputs/cluster.json
 	$(BIN)/python tests/soak/throughput.py --json outputs/throughput.json

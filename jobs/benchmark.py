@@ -24,7 +24,6 @@ from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import LoadedModel, load_package
 from stratum_models.two_stage.model import STEPS, TwoStage
 
-TOGETHER = 3  # models that are in memory and timed at once, beside the first, to which each is compared
 LEAST_CLASSES: dict[Task, int] = {"instance": 1, "semantic": 2}
 RANDOM_LOAD = f"random weights, score threshold 0, at most {cost.MAX_INSTANCES} instances"
 
@@ -193,9 +192,8 @@ def _images(args: Args, size: tuple[int, int]) -> list[torch.Tensor]:
 
 def _add_latency(records: list[dict[str, Any]], subjects: list[Subject], args: Args, size: tuple[int, int]) -> None:
     images = _images(args, size)
-    first, *others = zip(records, subjects, strict=True)
-    for start in range(0, max(1, len(others)), TOGETHER):
-        _time_together([first, *others[start : start + TOGETHER]], images, args)
+    for pairs in cost.timed_together(list(zip(records, subjects, strict=True))):
+        _time_together(pairs, images, args)
 
 
 def _time_together(pairs: list[tuple[dict[str, Any], Subject]], images: list[torch.Tensor], args: Args) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from stratum.data.samples import SampleSet
 from stratum.data.source import Dataset, load_data, require_task
 from stratum.inference.assess import Assessment, assess
 from stratum.inference.assess_masks import MaskAssessment, assess_masks
+from stratum.inference.bands import BandRule, check_band
+from stratum.inference.classes import window_of
 from stratum.inference.options import with_options
 from stratum.inference.work import check_window
-from stratum.measurements import check_scale
 from stratum.registry import fetch_package
 from stratum.report.tables import INDEXES, index_table
 from stratum.tracking import open_run
@@ -35,7 +36,7 @@ SPLITS = ("val", "train", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(DataArgs):
+class Args(DataArgs, BandRule):
     """What to measure, on what, and where to write."""
 
     package: str
@@ -48,11 +49,9 @@ class Args(DataArgs):
     """Folder for metrics.json and the figures, local or s3://; empty: only print."""
     experiment: str = ""
     """Also log to an MLflow run of this experiment."""
-    mm_per_px: float | None = None
-    """Millimetres per pixel; sizes of instances are in pixels without it."""
     window: int | None = None
     """Class masks: predict larger images in windows of this side in pixels, overlapping and blended; 0: whole. By default the size of the
-    tiles that the package was trained on."""
+    tiles that the package was trained on, for two stages 2048."""
     set: tuple[str, ...] = ()
     """Options of the package's model for this measurement, such as count=0 for stage 1 of two stages alone."""
     gates: int | None = None
@@ -65,7 +64,7 @@ class Args(DataArgs):
     """Predict on the first GPU."""
 
     def __post_init__(self) -> None:
-        check_scale(self.mm_per_px)
+        super().__post_init__()
         check_window(self.window or 0)
         if self.split not in SPLITS:
             raise UserError(f"--split {self.split}: use one of {', '.join(SPLITS)}")
@@ -79,8 +78,9 @@ def main(args: Args) -> None:
     """Print how good a package is on labelled images, in the figures of its task.
 
     Instances: AP, precision and recall at the package's threshold, particle sizes against the truth. Classes: mean IoU, pixel accuracies,
-    Dice, boundary F-score and areas over the whole set. With --storage, also written: metrics.json; precision_recall.png and sizes.png,
-    or confusion.png and iou.png; overlays.png (found beside labelled).
+    Dice, boundary F-score and areas over the whole set, and the height of the slag's band where --tube-class and --slag-class are among
+    them. With --storage, also written: metrics.json; precision_recall.png and sizes.png, or confusion.png and iou.png; overlays.png (found
+    beside labelled).
     """
     loaded = with_options(load_package(fetch_package(args.package)), option_pairs(args.set))
     _check_flags(loaded.manifest, args)
@@ -115,19 +115,30 @@ def _assessed(loaded: LoadedModel, images: SampleSet, args: Args) -> Assessment 
     """The figures of the package's task."""
     device = "cuda" if args.gpu else "cpu"
     if loaded.manifest.task == "semantic":
-        window = loaded.manifest.tile if args.window is None else args.window
+        window = window_of(loaded.manifest, args.window)
         return assess_masks(
-            loaded, images, device=device, batch_size=args.batch_size, window=window, pictures=args.pictures, gates=args.gates, say=_say
+            loaded,
+            images,
+            device=device,
+            batch_size=args.batch_size,
+            window=window,
+            pictures=args.pictures,
+            gates=args.gates,
+            band=args,
+            say=_say,
         )
     return assess(loaded, images, device=device, batch_size=args.batch_size, mm_per_px=args.mm_per_px, pictures=args.pictures, say=_say)
 
 
 def _check_flags(manifest: Manifest, args: Args) -> None:
     """Refuses flags that have no meaning for the package's task."""
-    given = {"--mm-per-px": args.mm_per_px} if manifest.task == "semantic" else {"--window": args.window, "--gates": args.gates}
+    given: dict[str, object] = {"--window": args.window, "--gates": args.gates} if manifest.task == "instance" else {}
+    if manifest.task == "semantic" and not args.knows_slag(manifest.classes):
+        given["--mm-per-px"] = args.mm_per_px
     unfit = [name for name, value in given.items() if value is not None]
     if unfit:
         raise UserError(f"{', '.join(unfit)}: has no meaning for {args.package}, whose task is {manifest.task}: leave it out")
+    check_band(args, manifest)
 
 
 def _say(line: str) -> None:
@@ -180,6 +191,10 @@ def _record(found: Assessment | MaskAssessment, args: Args, loaded: LoadedModel)
         "weights_sha256": loaded.manifest.weights_sha256,
         "data": args.data,
         "split": args.split,
+        **{name: getattr(args, name) for name in ("val_fraction", "split_seed", "folds", "fold", "tile")},
+        **{field.name: getattr(args, field.name) for field in fields(BandRule)},
+        "options": option_pairs(args.set),
+        "window": window_of(loaded.manifest, args.window) if loaded.manifest.task == "semantic" else 0,
         "images": found.images,
         "metrics": {name: value if math.isfinite(value) else None for name, value in found.metrics.items()},
         **found.record(),

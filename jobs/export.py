@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from stratum import storage
 from stratum.cli import option_pairs, run_job
 from stratum.cost import parse_size
+from stratum.inference.options import with_options
 from stratum.registry import fetch_package
+from stratum_models.arsm.network import ResolutionSelection
 from stratum_models.catalog import build_model, preset
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
@@ -29,7 +31,7 @@ class Args:
     preset: str = ""
     """A preset in the package's place, with random weights."""
     set: tuple[str, ...] = ()
-    """Options of the preset, such as head_convs=1."""
+    """Options of the preset, such as head_convs=1, or of the package's model where its weights fit with them, such as temperature=0.2."""
     classes: int = 2
     """Number of classes of the preset."""
     size: str = "480x640"
@@ -40,8 +42,6 @@ class Args:
     def __post_init__(self) -> None:
         if bool(self.package) == bool(self.preset):
             raise UserError("give --package or --preset, one of them")
-        if self.package and self.set:
-            raise UserError("--set is for --preset: a package has its options")
         if not storage.name(self.output).endswith(".onnx"):
             raise UserError(f"--output {self.output}: name a file that ends in .onnx")
 
@@ -50,10 +50,15 @@ def main(args: Args) -> None:
     """Write what a network gives before post-processing (logits, or scores, distances and mask weights) as an ONNX file.
 
     The input is float32 [B, 3, H, W] in 0..1; normalisation is inside. A file gets its name only after onnxruntime has run it and
-    agreed with PyTorch within 1e-3. A pipeline of two stages becomes two files, NAME.stage1.onnx and NAME.stage2.onnx.
+    agreed with PyTorch within 1e-3. A pipeline of two stages becomes two files, NAME.stage1.onnx and NAME.stage2.onnx. ARSM is written
+    with its gate's expectation.
     """
     size = parse_size(args.size)
-    model, about = _from_package(args.package) if args.package else _from_preset(args)
+    model, about = _from_package(args) if args.package else _from_preset(args)
+    for module in model.modules():
+        if isinstance(module, ResolutionSelection) and module.gate != "expected":
+            print(f"gate=expected is written in place of gate={module.gate}: a file draws nothing at random")
+            module.gate = "expected"
     from stratum.onnx_export import export_onnx  # onnxruntime: seconds that a mistake in the flags should not cost
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,8 +82,8 @@ def _describe(name: str, done: "Exported", size: tuple[int, int]) -> None:
     print(f"differs from PyTorch by {done.error:.1e} at most")
 
 
-def _from_package(uri: str) -> tuple[SegmentationModel, dict[str, object]]:
-    loaded = load_package(fetch_package(uri))
+def _from_package(args: Args) -> tuple[SegmentationModel, dict[str, object]]:
+    loaded = with_options(load_package(fetch_package(args.package)), option_pairs(args.set))
     manifest = loaded.manifest
     said = ("preset", "task", "classes", "score_threshold")
     return loaded.model, {name: getattr(manifest, name) for name in said}

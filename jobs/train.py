@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stratum import storage
 from stratum.cli import run_job, say
-from stratum.cluster import JOB_CONFIG, results_folder
+from stratum.cluster import JOB_CONFIG, ray_is_local, results_folder
 from stratum.cost import parse_size
 from stratum.data.frequencies import RULES
 from stratum.data.source import Dataset
@@ -22,9 +23,11 @@ from stratum.training.engine import TrainResult
 from stratum.training.errors import NonFiniteLossError, StoppedError
 from stratum.training.flags import TrainArgs, run_spec, with_class_weights
 from stratum.training.run import (
+    RUN_FILE,
     check,
     check_device,
     check_name,
+    check_unchanged,
     claim,
     claimed,
     claimed_options,
@@ -37,6 +40,10 @@ from stratum.training.stopping import stop_on_sigterm
 from stratum_models.catalog import preset
 from stratum_models.errors import UserError
 
+if TYPE_CHECKING:
+    from stratum.training.appraise import Costs
+
+TIMED_ROUNDS = 9
 JOB_OPTIONS = ("workers", "register", "cost_size")  # kept beside the spec, for --resume
 
 
@@ -68,7 +75,9 @@ def main(args: Args) -> int:
     report_problems(data, say)
     if args.class_weights in RULES and not args.resume:
         spec = with_class_weights(spec, data, args.class_weights, say)
-    if not args.resume:
+    if args.resume:
+        check_unchanged(storage.join(results_folder(args.storage), args.resume, RUN_FILE), data, spec.data)
+    else:
         check_name(spec)  # before the tracking store is asked, which would make a new sqlite file
     check_reachable(tracking_uri())
     options = {name: getattr(args, name) for name in JOB_OPTIONS}
@@ -76,18 +85,20 @@ def main(args: Args) -> int:
         if not local:
             stack.enter_context(cluster(spec))  # before a name is claimed: it may be too small
         if not args.resume:
-            claim(spec, options=options)
+            claim(spec, options=options, fingerprint=data.fingerprint)
         print(
             f"run {spec.name}: {len(data.train)} training images, {len(data.val)} for validation, classes {', '.join(data.classes)}",
             flush=True,
         )
         try:
             with open_run(spec.experiment, spec.name, parameters(spec), {"stratum.kind": "train"}, resume_id=earlier) as run:
-                claim(spec, run.run_id, options)
+                claim(spec, run.run_id, options, data.fingerprint)
                 with stop_on_sigterm(args.grace_s) as stop:
-                    result = train(spec, run, stop, local=local)
-                stack.close()  # nothing else should run while the package is timed
-                finish(result, spec, data, run, size, args.register)
+                    result = train(spec, run, stop, data, local=local)
+                afar = not local and not ray_is_local()
+                if not afar:
+                    stack.close()  # nothing else should run while the package is timed
+                finish(result, spec, data, run, size, args.register, afar=afar)
         except (KeyboardInterrupt, SystemExit, UserError):
             print(f"go on with: {resume_command(spec)}", flush=True)
             raise
@@ -112,21 +123,21 @@ def resume_command(spec: RunSpec) -> str:
     return shlex.join([*program, "--storage", spec.storage, "--resume", spec.name])
 
 
-def train(spec: RunSpec, run: Run, stop: threading.Event, *, local: bool) -> TrainResult:
+def train(spec: RunSpec, run: Run, stop: threading.Event, data: Dataset, *, local: bool) -> TrainResult:
     """The training, in this process or on Ray, until ``stop`` is set: then it ends as at Ctrl-C, but for the checkpoint."""
     try:
-        return train_here(spec, run, stop) if local else train_on_ray(spec, run, stop)
+        return train_here(spec, run, stop, data) if local else train_on_ray(spec, run, stop)
     except StoppedError as stopped:
         say(str(stopped))
         raise KeyboardInterrupt from stopped
 
 
-def train_here(spec: RunSpec, run: Run, stop: threading.Event) -> TrainResult:
+def train_here(spec: RunSpec, run: Run, stop: threading.Event, data: Dataset) -> TrainResult:
     """The training in this process."""
     from stratum.training.journal import open_journal
 
     with run.logger() as logger:
-        return run_local(spec, open_journal(logger), say, stop)
+        return run_local(spec, open_journal(logger), say, stop, data)
 
 
 def train_on_ray(spec: RunSpec, run: Run, stop: threading.Event) -> TrainResult:
@@ -144,29 +155,47 @@ def cluster(spec: RunSpec) -> Iterator[None]:
     from stratum.cluster import ray_cluster
 
     with ray_cluster():
+        from stratum.shared import check_shared
         from stratum.training.distributed import check_cluster
 
         check_cluster(spec)
+        check_shared(spec.storage, tracking_uri())
         yield
 
 
-def finish(result: TrainResult, spec: RunSpec, data: Dataset, run: Run, size: tuple[int, int], register: str) -> None:
+def finish(result: TrainResult, spec: RunSpec, data: Dataset, run: Run, size: tuple[int, int], register: str, *, afar: bool) -> None:
     """Measures the package's costs, draws the figures, and logs both with the package."""
-    from stratum.training.appraise import draw_figures, measured_costs, store_costs
+    from stratum.training.appraise import draw_figures, known_costs, store_costs
 
     package = str(result.package)
-    costs = measured_costs(result, spec, data, size)
-    store_costs(package, costs)
+    measured = measured_costs(result, spec, data, size, afar=afar)
+    costs = {**known_costs(result, spec, data, size), **measured.figures[spec.name]}
+    store_costs(package, costs, measured.setting)
     result = replace(result, metrics={**result.metrics, **costs})
     run.log_metrics(result.metrics, step=result.epochs)
+    run.set_tags(measured.tags)
     with tempfile.TemporaryDirectory(prefix="stratum-figures-") as folder:
         draw_figures(result, data, Path(folder))
         for path in sorted(Path(folder).iterdir()):
             run.log_artifact(path, "evaluation")
     run.log_package(storage.fetch_tree(package), register or None)
+    print("time and memory: " + ", ".join(f"{name} {value}" for name, value in measured.setting.items()))
     print("\n".join(f"{name:<22} {value:.6g}" for name, value in sorted(result.metrics.items())), flush=True)
     paper = preset(spec.model.preset).paper
     print("\n" + index_table([{"name": spec.name, "metrics": result.metrics, "paper": paper}], INDEXES[data.task]), flush=True)
+
+
+def measured_costs(result: TrainResult, spec: RunSpec, data: Dataset, size: tuple[int, int], *, afar: bool) -> "Costs":
+    """Time and memory of the package, here or ``afar``, with a worker's CPUs and GPU: this machine may be none of the cluster's."""
+    from stratum.training.appraise import Packaged, measure, timed_images
+
+    one = Packaged(name=spec.name, package=str(result.package), preset=spec.model.preset, overrides=spec.model.overrides)
+    arguments = [one], timed_images(data, size), spec, size, TIMED_ROUNDS
+    if not afar:
+        return measure(*arguments)
+    from stratum.training.distributed import in_a_task
+
+    return in_a_task(measure, *arguments, cpus=spec.cpus_per_worker, gpu=spec.use_gpu)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ class Args(SweepArgs):
     """Images with class masks, local or s3://, or synthetic vessels."""
     experiment: str = "two-stage-sweep"
     """MLflow's experiment."""
-    cost_size: str = "384x384"
-    """Height x width that multiply-adds, latency and memory refer to."""
+    cost_size: str = ""
+    """Height x width that multiply-adds, latency and memory refer to; empty: the median size of the validation images."""
     register: str = "two-stage"
     """Name of the winner in MLflow's registry; "none" leaves it out."""
 
@@ -25,8 +25,9 @@ def main(args: Args) -> int:
 
     Stage 1 is trained once for each down-scaling, in a fifth of --epochs; trials start from it. Table 3 has the paper's figures 3 and 4;
     scale, margin, blend, pick, uncertainty and prior vary one choice each. A search weighs Dice, multiply-adds and measured time against
-    each other. Ends with a table, the plots of Dice and of multiply-adds over the number of patches and of Dice over time, and the
-    winner's package; all of it is also in the sweep's MLflow run.
+    each other. Full resolution and the sliding window, which both are compared with, are the network of stage 2 (--set stage2=...). Ends
+    with a table, the plots of Dice and of multiply-adds over the number of patches and of Dice over time, and the winner's package; all
+    of it is also in the sweep's MLflow run.
     """
     return sweep_job("two_stage", args)
 

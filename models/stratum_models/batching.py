@@ -4,14 +4,17 @@ Shapes: ``B`` images, ``H`` and ``W`` the padded size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stratum_models.errors import UserError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_ASPECT = 4  # by its shorter side alone, an image of 20 x 4000 pixels would grow to 352 x 70400
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,21 +61,57 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
-def scaled_size(height: int, width: int, short: int | None, long: int | None) -> tuple[int, int]:
-    """The size with the shorter side at ``short`` pixels, or less if the longer side would pass ``long``; None changes nothing."""
-    if short is None:
-        return height, width
-    factor = short / min(height, width)
-    if long is not None:
-        factor = min(factor, long / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
+def scale_factor(size: tuple[int, int], short: int, long: int | None) -> float:
+    """What brings the shorter side to ``short`` pixels, or less if the longer side would pass ``long``, by default 4 times as many."""
+    return min(short / min(size), (long or MAX_ASPECT * short) / max(size))
 
 
-def resize_images(images: Sequence[Tensor], short: int | None, long: int | None) -> list[Tensor]:
-    """Each image ``[3, h, w]`` at :func:`scaled_size`, bilinear with anti-aliasing."""
+@dataclass(frozen=True, kw_only=True)
+class InputSize:
+    """The options of every model that change the size of images in prediction, before its network sees them.
+
+    Raises:
+        UserError: a value is outside its range, or two of them contradict each other.
+    """
+
+    input_short: int | None = None
+    """Prediction resizes the shorter side to this many pixels; None leaves images as they are."""
+    input_long: int | None = None
+    """Bound of the longer side when ``input_short`` is set; none: 4 times that."""
+    input_scale: float | None = None
+    """Prediction resizes images by this factor, whatever their size: for networks that were trained on tiles at another scale."""
+
+    def __post_init__(self) -> None:
+        for name in ("input_short", "input_long"):
+            side = getattr(self, name)
+            if side is not None and side < 32:
+                raise UserError(f"option {name}={side}: must be 32 or more, or none")
+        if self.input_scale is not None and not 1 / 64 <= self.input_scale <= 64:
+            raise UserError(f"option input_scale={self.input_scale}: must be between 1/64 and 64, or none")
+        if self.input_scale is not None and self.input_short is not None:
+            raise UserError(f"options input_scale={self.input_scale} and input_short={self.input_short} contradict each other: give one")
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the network sees images at another size than their own."""
+        return self.input_short is not None or self.input_scale is not None
+
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width at which the network sees an image."""
+        factor = self.input_scale
+        if self.input_short is not None:
+            factor = scale_factor((height, width), self.input_short, self.input_long)
+        return (height, width) if factor is None else (max(1, round(height * factor)), max(1, round(width * factor)))
+
+
+RESIZING = tuple(field.name for field in fields(InputSize))
+
+
+def resize_images(images: Sequence[Tensor], options: InputSize) -> list[Tensor]:
+    """Each image ``[3, h, w]`` at the size that the network sees it at, bilinear with anti-aliasing."""
     resized = []
     for image in images:
-        size = scaled_size(int(image.shape[-2]), int(image.shape[-1]), short, long)
+        size = options.scaled(int(image.shape[-2]), int(image.shape[-1]))
         same = size == tuple(image.shape[-2:])
         resized.append(image if same else F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0])
     return resized

@@ -228,7 +228,8 @@ CATALOG: dict[str, Preset] = {
         config=replace(DEEPLAB, backbone="resnet50"),
         build=build_slag_deeplab,
         summary="DeepLabv3+ with ResNet-50",
-        setting=SLAG_SETTING,
+        paper=fm_hrnet_paper.figures("Deeplabv3+"),
+        setting=FM_HRNET_SETTING,
     ),
     "deeplab_vgg16": Preset(
         config=replace(DEEPLAB, backbone="vgg16_bn"),
@@ -241,7 +242,13 @@ CATALOG: dict[str, Preset] = {
         build=build_slag_deeplab,
         summary="The slag paper's network made tiny: trains on a CPU in seconds",
     ),
-    "unet_r18": Preset(config=UNetConfig(), build=build_unet, summary="U-Net with ResNet-18", setting=SLAG_SETTING),
+    "unet_r18": Preset(
+        config=UNetConfig(),
+        build=build_unet,
+        summary="U-Net with ResNet-18",
+        paper=fm_hrnet_paper.figures("U-Net"),
+        setting=FM_HRNET_SETTING,
+    ),
     "unet_r50": Preset(config=UNetConfig(encoder="resnet50"), build=build_unet, summary="U-Net with ResNet-50", setting=SLAG_SETTING),
     "unet_vgg16": Preset(
         config=UNetConfig(encoder="vgg16_bn", decoder_channels=(512, 256, 128, 64)),
@@ -261,7 +268,8 @@ CATALOG: dict[str, Preset] = {
         config=FCNConfig(backbone="vgg16_bn", hidden_channels=512),
         build=build_fcn,
         summary="FCN-8s with VGG16",
-        setting=SLAG_SETTING,
+        paper=fm_hrnet_paper.figures("FCN-8s"),
+        setting=FM_HRNET_SETTING,
     ),
     "unet_s2": Preset(
         config=StridedUNetConfig(),

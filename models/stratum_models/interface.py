@@ -24,7 +24,8 @@ class _Tensors:
 
     def to(self, device: torch.device | str) -> Self:
         """The same values on another device."""
-        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})  # type: ignore[arg-type]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,6 +74,7 @@ class SemanticPrediction(_Tensors):
     """The class probabilities of each pixel of one image."""
 
     probabilities: Tensor  # float32 [K, H, W], sums to 1 over K
+    refined: int | None = None  # patches that a second stage looked at; None where there is no second stage
 
 
 def _copied(masks: Tensor, keep: Tensor) -> Tensor:
@@ -141,6 +143,14 @@ class SegmentationModel(nn.Module, ABC):
 
     def set_progress(self, fraction: float) -> None:
         """Hears before every step of training, and at its end, how much of it is done: 0 to 1. Most models have no use for it."""
+
+    @property
+    def unlearnt(self) -> str:
+        """What is to learn in a later part of training and has not begun to, in words; empty for most models at all times.
+
+        Weights are compared with others of the same part alone: the best of a run are those of its last part.
+        """
+        return ""
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Weights, and activations with them, channels-first or channels-last."""

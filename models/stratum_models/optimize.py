@@ -9,13 +9,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from stratum_models.arsm.joined import JoinedSelection
 from stratum_models.arsm.network import ResolutionSelection
 from stratum_models.interface import SegmentationModel
-from stratum_models.losnet.head import LevelConv
+from stratum_models.losnet.head import DetectionHead, JoinedHead, LevelConv
 
 PROBE_SIZE = 96  # pixels of the image that is sent through the network to see which BN follows which convolution
 
 
 def prepare_for_inference(model: SegmentationModel, *, channels_last: bool = True) -> SegmentationModel:
-    """A copy in evaluation mode, each BN folded into the convolution before it, ARSM in its quicker order, laid out channels-last.
+    """A copy in evaluation mode, each BN folded into the convolution before it, heads in their quicker form, laid out channels-last.
 
     Args:
         model: trained; left as it is.
@@ -36,6 +36,8 @@ def prepare_for_inference(model: SegmentationModel, *, channels_last: bool = Tru
         for name, child in module.named_children():
             if isinstance(child, ResolutionSelection):
                 setattr(module, name, JoinedSelection(child))
+            elif isinstance(child, DetectionHead):
+                setattr(module, name, JoinedHead(child))
     if channels_last:
         fast.lay_out(torch.channels_last)
     return fast

@@ -33,7 +33,8 @@ class Manifest:
     """What ``model.json`` says about the weights beside it.
 
     ``depth_rule`` is the ``{"low": ..., "high": ...}`` that scales 16-bit images to 8 bits, None where the data had 8. ``score_threshold``
-    is the one chosen on validation, 0 where there are no scores. ``tile`` is the side in pixels of the tiles that the images were cut into
+    is the one chosen on validation, 0 where there are no scores. ``cost_setting`` says what time and memory in ``cost`` were measured with:
+    ``device``, ``threads`` and ``size``. ``tile`` is the side in pixels of the tiles that the images were cut into
     for training: larger images are best predicted in windows of that side; 0 where they were left whole. ``versions`` and
     ``weights_sha256`` are filled in by :func:`save_package`.
     """
@@ -46,6 +47,7 @@ class Manifest:
     depth_rule: Mapping[str, int] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
+    cost_setting: Mapping[str, str] = field(default_factory=dict)
     data_fingerprint: str = ""
     score_threshold: float = 0.0
     tile: int = 0
@@ -135,6 +137,11 @@ def load_manifest(folder: Path) -> Manifest:
     """The manifest of the package at ``folder``, without its weights. Raises UserError where there is none."""
     path = folder / MANIFEST_FILE
     return Manifest.from_json(_read(path).decode("utf-8", errors="replace"), str(path))
+
+
+def manifest_sha256(folder: Path) -> str:
+    """The hash of a package's manifest, and so of the whole package: the manifest holds the hash of the weights."""
+    return hashlib.sha256(_read(folder / MANIFEST_FILE)).hexdigest()
 
 
 def load_package(folder: Path) -> LoadedModel:

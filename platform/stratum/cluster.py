@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,8 +23,10 @@ GCS_PORT = "RAY_GCS_SERVER_PORT"
 # RAY_ADDRESS: Tune frees the workers of a stopped trial through Ray's state API, which looks for a cluster by itself; where there is more
 # than one on a machine, it finds none unless it is told.
 FORWARDED = ("AWS_", "MLFLOW_", "STRATUM_", START_TIMEOUT, "RAY_ADDRESS")  # what workers need of the driver's environment
+SECRET = re.compile("KEY|SECRET|PASSWORD|TOKEN")
 LOCAL = "STRATUM_LOCAL_RAY"  # "1" in the driver and the workers of a Ray that a job started for itself
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+RAYLET = "RAY_RAYLET_PID"  # set by Ray in whatever its nodes start
 
 
 def ray_is_local() -> bool:
@@ -80,13 +83,15 @@ def results_folder(given: str) -> str:
 def forwarded_environment() -> dict[str, str]:
     """The variables to hand to workers, without those that a submitted job's own runtime environment has: Ray refuses a name set twice.
 
-    None on a Ray of our own, whose processes have our environment anyway: what is handed to workers, keys too, lies open in Ray's logs.
+    Ray writes what it is handed into its logs and shows it in its dashboard. So secrets are left out where workers have them without that:
+    from their node, which is this process's too or has the same, or from the runtime environment of the job. A driver outside the cluster,
+    or in a notebook that was connected before its keys were set, must hand them over.
     """
-    if os.environ.get(LOCAL) == "1":
-        return {}
     job = json.loads(os.environ.get(JOB_CONFIG) or "{}")
     known = (job.get("runtime_env") or {}).get("env_vars") or {}
-    return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED) and name not in known}
+    inside = JOB_CONFIG in os.environ or RAYLET in os.environ or os.environ.get(LOCAL) == "1"
+    names = [name for name in os.environ if name.startswith(FORWARDED) and name not in known]
+    return {name: os.environ[name] for name in names if not (inside and SECRET.search(name))}
 
 
 def _ask_for_token() -> None:

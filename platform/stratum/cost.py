@@ -12,24 +12,29 @@
 - Costs are those of the size that is named: options that resize images before the network are left out (:func:`unresized`).
 """
 
+import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stratum_models.batching import RESIZING
 from stratum_models.catalog import CATALOG, build_model, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
+from stratum_models.two_stage.config import TwoStageConfig
 
 MAX_INSTANCES = 100
-RESIZING = ("input_short", "input_long")  # options that change an image's size before the network sees it
+TOGETHER = 3  # models that are in memory and timed at once, beside the first, to which each is compared
 _MB = 1024 * 1024
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +130,21 @@ def preset_cost(
     return {"cost/params": float(counts.params), "cost/macs": float(counts.macs), "cost/size_mb": counts.size_bytes / _MB}
 
 
+def threshold_macs(preset: str, size: tuple[int, int], *, num_classes: int, overrides: Mapping[str, object]) -> tuple[float, float] | None:
+    """The multiply-adds of a model that picks patches by a threshold, without any and of each; None for other models.
+
+    How many it picks, images alone tell: what :func:`preset_cost` counts of such a model is the most that it can be.
+    """
+    config = resolve_config(preset, overrides)
+    if not isinstance(config, TwoStageConfig) or config.pick != "threshold":
+        return None
+    none, one = (
+        float(count(preset, size, num_classes=num_classes, overrides={**overrides, "pick": "count", "count": number, "cap": None}).macs)
+        for number in (0, 1)
+    )
+    return none, one - none
+
+
 def time_calls(calls: Mapping[str, Callable[[], object]], *, repeats: int = 15, warmup: int = 3) -> dict[str, Timing]:
     """Time callables in turn: ``warmup`` rounds that do not count, then ``repeats`` rounds of one call each."""
     if repeats < 1 or not calls:
@@ -143,6 +163,13 @@ def time_calls(calls: Mapping[str, Callable[[], object]], *, repeats: int = 15, 
     }
 
 
+def timed_together(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """The models that are timed at once: the first, to which all are compared, with the next few, until all had their turn."""
+    first, *others = items
+    for start in range(0, max(1, len(others)), TOGETHER):
+        yield [first, *others[start : start + TOGETHER]]
+
+
 def time_models(
     models: Mapping[str, SegmentationModel], images: Sequence[Tensor], *, repeats: int = 15, warmup: int = 3
 ) -> dict[str, Timing]:
@@ -157,6 +184,17 @@ def time_models(
 
     with torch.no_grad():
         return time_calls({name: call(model) for name, model in models.items()}, repeats=repeats, warmup=warmup)
+
+
+def device_name(device: str) -> str:
+    """What a clock's device is called, such as ``NVIDIA H100`` or a CPU's model."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def elapsed_ms(call: Callable[[], object]) -> float:

@@ -39,19 +39,24 @@ class MemoryUse:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryRequest:
-    """What :func:`peak_memory` measures: a preset built with random weights, at ``(height, width)``; 0 images leave training out."""
+    """What :func:`peak_memory` measures: a preset built with random weights, at ``(height, width)``; 0 images leave training out.
+
+    ``train_size`` is that of the images of the training step, where it is another.
+    """
 
     preset: str
     size: tuple[int, int]
     num_classes: int = 1
     overrides: Mapping[str, object] = field(default_factory=dict)
     train_batch: int = 0
+    train_size: tuple[int, int] | None = None
     device: str = "cpu"
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.size) < 32:
-            raise UserError(f"size {self.size} is too small to measure: give at least 32x32")
+        for size in (self.size, self.train_size or self.size):
+            if min(size) < 32:
+                raise UserError(f"size {size} is too small to measure: give at least 32x32")
         if self.train_batch < 0:
             raise UserError(f"train_batch {self.train_batch} is negative: give 0 to leave training out")
 
@@ -120,8 +125,9 @@ def _measure(request: MemoryRequest) -> MemoryUse:
 def _training_steps(model: SegmentationModel, request: MemoryRequest) -> float:
     """Two steps of SGD with momentum; the time of the second in ms."""
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
-    images = [noise_image(request.size, seed).to(model.device) for seed in range(request.train_batch)]
-    targets: list[Target] = [example_target(model, request.size).to(model.device) for _ in images]
+    size = request.train_size or request.size
+    images = [noise_image(size, seed).to(model.device) for seed in range(request.train_batch)]
+    targets: list[Target] = [example_target(model, size).to(model.device) for _ in images]
 
     def step() -> None:
         optimiser.zero_grad()
@@ -165,7 +171,8 @@ def _peak_mb(device: torch.device) -> float:
 def main(argument: str) -> None:
     """Print the :class:`MemoryUse` of a :class:`MemoryRequest`, both as JSON."""
     values = json.loads(argument)
-    request = MemoryRequest(**{**values, "size": tuple(values["size"])})
+    sizes = {name: tuple(values[name]) for name in ("size", "train_size") if values[name]}
+    request = MemoryRequest(**{**values, **sizes})
     if request.threads:
         torch.set_num_threads(request.threads)
     print(json.dumps(asdict(_measure(request))))

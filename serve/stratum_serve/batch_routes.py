@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stratum import storage
 from stratum.cluster import ray_is_local
+from stratum.inference.classes import window_of
 from stratum.inference.work import BatchSpec
 from stratum_models.errors import UserError
 from stratum_serve.batches import BatchDesk, BatchState, BatchStore, running
@@ -115,7 +116,7 @@ def _state(asked: BatchRequest, target: Target, config: ServeConfig) -> BatchSta
             storage=output,
             score_threshold=manifest.score_threshold if asked.score is None else asked.score,
             mm_per_px=asked.mm_per_px,
-            window=manifest.tile if asked.window is None else asked.window,
+            window=window_of(manifest, asked.window),
             overlays=asked.overlays,
             workers=config.batch_workers,
             cpus=cpus,

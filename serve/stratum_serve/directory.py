@@ -9,12 +9,13 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from stratum.registry import NotRegisteredError, fetch_package, find_version
 from stratum.registry.packages import verified
 from stratum_models.errors import UserError
-from stratum_models.package import Manifest, load_manifest
+from stratum_models.package import Manifest, manifest_sha256
 from stratum_serve.config import ModelConfig
 from stratum_serve.names import Reference
 from stratum_serve.problems import Problem
@@ -30,13 +31,14 @@ class Target:
     name: str
     uri: str
     manifest: Manifest
+    manifest_sha256: str
     version: str = ""  # in the registry; empty for packages by path
     aliases: tuple[str, ...] = ()
 
     @property
     def model_id(self) -> str:
         """What replicas know it by: where it is and what it must be."""
-        return f"{self.uri}#{self.manifest.weights_sha256}"
+        return f"{self.uri}#{self.manifest_sha256}"
 
     @property
     def pipeline(self) -> bool:
@@ -60,7 +62,7 @@ class PackageSource:
     """Packages in the registry, on disk, or on S3; each is checked once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Manifest] = {}  # by URI and hash
+        self._known: dict[tuple[str, str], tuple[Manifest, str]] = {}  # with the hash of the manifest; by URI and hash
 
     def find(self, model: ModelConfig, which: str) -> Target:
         """See :class:`Source`."""
@@ -69,19 +71,28 @@ class PackageSource:
         if which:
             raise NotRegisteredError(f"model {model.name} is a package without versions: ask for {model.name}", model_known=True)
         folder = fetch_package(model.package)
-        manifest = load_manifest(folder)
-        if self._known.get((model.package, manifest.weights_sha256)) != manifest:
-            self._known[model.package, manifest.weights_sha256] = verified(folder)
-        return Target(name=model.name, uri=model.package, manifest=manifest)
+        key = model.package, manifest_sha256(folder)
+        if key not in self._known:
+            self._known[key] = _checked(folder)
+        manifest, sha256 = self._known[key]
+        return Target(name=model.name, uri=model.package, manifest=manifest, manifest_sha256=sha256)
 
     def _registered(self, model: ModelConfig, which: str) -> Target:
         name = model.registered or model.name
         found = find_version(f"models:/{name}/{which}" if which.isdecimal() else f"models:/{name}@{which}")
-        manifest = self._known.get((found.uri, found.weights_sha256)) or verified(fetch_package(found.uri))
-        if found.weights_sha256 and found.weights_sha256 != manifest.weights_sha256:
-            raise UserError(f"{found.uri}: its weights are not those that were registered: register it again")
-        self._known[found.uri, found.weights_sha256] = manifest
-        return Target(name=model.name, uri=found.uri, manifest=manifest, version=found.version, aliases=found.aliases)
+        key = found.uri, found.manifest_sha256 or found.weights_sha256
+        manifest, sha256 = self._known.get(key) or _checked(fetch_package(found.uri))
+        if found.weights_sha256 not in ("", manifest.weights_sha256) or found.manifest_sha256 not in ("", sha256):
+            raise UserError(f"{found.uri}: its weights or manifest are not those that were registered: register it again")
+        self._known[key] = manifest, sha256
+        return Target(
+            name=model.name, uri=found.uri, manifest=manifest, manifest_sha256=sha256, version=found.version, aliases=found.aliases
+        )
+
+
+def _checked(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of an undamaged package, and its hash."""
+    return verified(folder), manifest_sha256(folder)
 
 
 @dataclass(kw_only=True)

@@ -14,10 +14,11 @@ from torch import Tensor
 from stratum.data.images import DepthRule
 from stratum.inference.classes import ClassesFound, find_classes
 from stratum.inference.outputs import to_float
+from stratum_models.batching import InputSize
 from stratum_models.errors import UserError
 from stratum_models.interface import Prediction, SegmentationModel
 from stratum_models.optimize import prepare_for_inference
-from stratum_models.package import LoadedModel, Manifest, load_package
+from stratum_models.package import LoadedModel, Manifest, load_package, manifest_sha256
 from stratum_serve.accelerate import compile_layers, use_onnxruntime
 
 DIVISOR = 32  # every network here pads its batches to multiples of it
@@ -66,21 +67,21 @@ class Engine:
     def bucket(self, image: Tensor) -> Hashable:
         """What images have in common that can go through the network together without one changing the answer for another."""
         height, width = int(image.shape[-2]), int(image.shape[-1])
-        if getattr(getattr(self.model, "config", None), "input_short", None) is not None:
+        config = getattr(self.model, "config", None)
+        if isinstance(config, InputSize) and config.resizes:
             return height, width  # scaled first: only equal sizes surely stay equal
         return math.ceil(height / DIVISOR), math.ceil(width / DIVISOR)
 
 
 def build_engine(folder: Path, sha256: str = "", *, device: str = "cpu", backend: Backend = "torch") -> Engine:
-    """The engine of a package, its hashes checked, not warm yet; ``sha256`` is what its weights must have, if known.
+    """The engine of a package, its hashes checked, not warm yet; ``sha256`` is what its manifest must have, if known.
 
     Raises:
         UserError: the package is damaged, or another one than was asked for.
     """
-    loaded = load_package(folder)
-    if sha256 and loaded.manifest.weights_sha256 != sha256:
-        raise UserError(f"{folder}: its weights have changed (sha256 {loaded.manifest.weights_sha256[:12]}...): ask again")
-    return Engine(loaded, device=device, backend=backend)
+    if sha256 and (found := manifest_sha256(folder)) != sha256:
+        raise UserError(f"{folder}: the package has changed (its manifest's sha256 is {found[:12]}...): ask again")
+    return Engine(load_package(folder), device=device, backend=backend)
 
 
 def open_package(folder: Path, sha256: str = "", *, device: str = "cpu", backend: Backend = "torch") -> Engine:

@@ -3,12 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
-from stratum.inference.bands import SLAG, TUBE, knows_slag
 from stratum.measurements import fit_rosin_rammler, histogram, measure_instances, size_distribution
-from stratum.slag import SlagBand, class_areas, measure_slag
-from stratum_models.errors import UserError
+from stratum.slag import class_areas
 from stratum_models.interface import InstancePrediction, SemanticPrediction
-from stratum_serve.options import CommonOptions, TubeOptions
+from stratum_serve.options import CommonOptions, band_rule
 from stratum_serve.results import Found
 
 
@@ -37,7 +35,7 @@ def _particles(found: Found, instances: InstancePrediction, mm_per_px: float | N
 
 
 def _classes(found: Found, options: CommonOptions) -> dict[str, Any]:
-    band, note = _band(found, options)
+    band, note = band_rule(options).band(_plain(found), found.manifest.classes)
     scale = band.mm_per_px if band else options.mm_per_px
     assert found.semantic is not None
     every = class_areas(_plain(found), found.manifest.classes, mm_per_px=scale)
@@ -47,26 +45,6 @@ def _classes(found: Found, options: CommonOptions) -> dict[str, Any]:
         "slag": band.record() if band else None,
         "note": note,
     }
-
-
-def _band(found: Found, options: CommonOptions) -> tuple[SlagBand | None, str]:
-    """The slag's band, or why there is none; of an image in windows in whole pixels, for want of probabilities."""
-    classes = found.manifest.classes
-    if not knows_slag(classes):
-        return None, ""
-    tube = options if isinstance(options, TubeOptions) else None
-    try:
-        band = measure_slag(
-            _plain(found),
-            tube=classes.index(TUBE),
-            slag=classes.index(SLAG),
-            mm_per_px=options.mm_per_px,
-            tube_diameter_mm=tube.tube_diameter_mm if tube else None,
-            axis_degrees=tube.axis_degrees if tube else None,
-        )
-    except UserError as error:
-        return None, str(error)
-    return band, ""
 
 
 def _plain(found: Found) -> Any:

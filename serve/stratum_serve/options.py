@@ -1,9 +1,11 @@
 """What a request can choose: the query parameters."""
 
+from dataclasses import fields
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stratum.inference.bands import SLAG, TUBE, BandRule
 from stratum_models.package import Manifest
 from stratum_serve.problems import Problem
 
@@ -37,6 +39,8 @@ class TubeOptions(CommonOptions):
 
     tube_diameter_mm: float | None = Field(default=None, gt=0, le=1e6, description="Diameter of the dip tube, for the scale.")
     axis_degrees: float | None = Field(default=None, ge=0, le=180, description="Direction of the dip tube: 0 along the width.")
+    tube_class: str = Field(default=TUBE, max_length=200, description="Class of the dip tube.")
+    slag_class: str = Field(default=SLAG, max_length=200, description="Class of the slag on the tube, whose height is measured.")
 
 
 class WindowOptions(CommonOptions):
@@ -95,6 +99,13 @@ def _check_tile(tile: int, manifest: Manifest) -> None:
 def _check_tube(options: TubeOptions, manifest: Manifest) -> None:
     if options.tube_diameter_mm is not None and options.mm_per_px is not None:
         raise Problem("bad-option", "tube_diameter_mm and mm_per_px say the same: give one of them")
-    given = options.tube_diameter_mm is not None or options.axis_degrees is not None
-    if given and not {"tube", "slag"} <= set(manifest.classes):
-        raise Problem("bad-option", "tube_diameter_mm and axis_degrees: only for models with the classes tube and slag: leave them out")
+    rule = band_rule(options)
+    if unfit := rule.unfit(manifest.classes):
+        raise Problem("bad-option", f"{', '.join(unfit)}: {rule.missing(manifest.classes)}: leave it out, or name others")
+
+
+def band_rule(options: CommonOptions) -> BandRule:
+    """How the band of slag is measured."""
+    if not isinstance(options, TubeOptions):
+        return BandRule(mm_per_px=options.mm_per_px)
+    return BandRule(**{field.name: getattr(options, field.name) for field in fields(BandRule)})

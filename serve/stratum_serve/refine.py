@@ -108,7 +108,7 @@ def pipeline_of(engine: Engine) -> TwoStage:
 def _coarse(items: Sequence[tuple[Engine, Tensor]]) -> list[Coarse]:
     model = pipeline_of(items[0][0])
     images = [to_float(image).to(model.device) for _, image in items]
-    resized = resize_images(images, model.config.input_short, model.config.input_long)
+    resized = resize_images(images, model.config)
     return [
         Coarse(image=image.cpu(), probabilities=at_size(found, *image.shape[-2:]).cpu())
         for image, found in zip(resized, model.coarse(resized), strict=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stratum import storage
-from stratum.inference.classes import in_windows
+from stratum.inference.classes import in_windows, window_of
 from stratum.registry import fetch_package
 from stratum.storage import DeniedError, MissingError, StorageError, TooLargeError
 from stratum_models.errors import UserError
@@ -182,8 +182,7 @@ class Worker:
 
     async def _predict(self, engine: Engine, small: Tensor, task: Task, deadline: float, clock: Clock) -> tuple[Prediction | Tensor, int]:
         size = (int(small.shape[-2]), int(small.shape[-1]))
-        asked = task.options.tile if isinstance(task.options, WindowOptions) else None
-        window = engine.manifest.tile if asked is None else asked
+        window = window_of(engine.manifest, task.options.tile if isinstance(task.options, WindowOptions) else None)
         windows = window if engine.manifest.task == "semantic" and in_windows(size, window) else 0
         wanted = _Wanted(engine=engine, image=small, windows=windows, deadline=deadline)
         key = wanted if windows else (id(engine), engine.bucket(small))  # in windows, an image is a batch of its own

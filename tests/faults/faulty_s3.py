@@ -1,7 +1,7 @@
 """A proxy in front of an S3 server that refuses, breaks off and stalls at random, from a fixed seed.
 
 A request is refused before the server sees it, as an overloaded server does (503), or its connection is reset: before the server sees it,
-after the server has done what was asked, or in the middle of the answer.
+after the server has done what was asked, or in the middle of the answer. Or it stalls; one that its client has given up goes no further.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Faults:
     refused: float = 0.20
     reset: float = 0.05
     stalled: float = 0.02
-    stall_s: float = 1.0
+    stall_s: float = 4.0
 
 
 @dataclass(kw_only=True)
@@ -55,6 +55,9 @@ class _Proxy:
             return _reset(request)
         if fault == "stalled":
             await asyncio.sleep(self._faults.stall_s)
+            if request.transport is None or request.transport.is_closing():
+                self._done["given up"] += 1
+                return web.Response()
         return await self._forward(request, body, fault)
 
     def _draw(self) -> str:
@@ -104,7 +107,7 @@ def faulty_s3(server: str, faults: Faults | None = None, seed: int = 0) -> Itera
     try:
         yield made
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(_end(runner), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()
@@ -120,6 +123,14 @@ async def _start(proxy: _Proxy, made: FaultyS3) -> web.AppRunner:
     await site.start()
     made.endpoint = "http://{}:{}".format(*runner.addresses[0][:2])
     return runner
+
+
+async def _end(runner: web.AppRunner) -> None:
+    await runner.cleanup()
+    stalled = asyncio.all_tasks() - {asyncio.current_task()}  # requests whose clients have given up
+    for task in stalled:
+        task.cancel()
+    await asyncio.gather(*stalled, return_exceptions=True)
 
 
 async def _session(app: web.Application):  # type: ignore[no-untyped-def]

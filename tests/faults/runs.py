@@ -11,8 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
+
+from stratum.data.source import DataSpec, load_data
+from stratum_models.interface import InstanceTarget
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--model", "losnet_debug", "--size", "64", "--augment", "none", "--batch", "4", "--evaluate-every", "1", "--cost-size", "64x64"]
@@ -21,6 +26,21 @@ SMALL = ["--model", "losnet_debug", "--size", "64", "--augment", "none", "--batc
 def train_flags(images: int, epochs: int) -> list[str]:
     """The flags of a run named ``one``."""
     return [*SMALL, "--data", f"synthetic://ore?images={images}&size=64&seed=0", "--epochs", str(epochs), "--name", "one"]
+
+
+def write_ore(folder: Path, images: int) -> Path:
+    """Images and masks of ids, as a labelling tool leaves them."""
+    data = load_data(DataSpec(uri=f"synthetic://ore?images={images}&size=64&seed=0"))
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for index, sample in enumerate([*data.train, *data.val]):
+        assert isinstance(sample.target, InstanceTarget)
+        ids = np.zeros(sample.image.shape[1:], dtype=np.uint16)
+        for number, mask in enumerate(sample.target.masks.numpy(), 1):
+            ids[mask] = number
+        Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(folder / "images" / f"{index:02d}.png")
+        Image.fromarray(ids).save(folder / "masks" / f"{index:02d}.png")
+    return folder
 
 
 class Training:

@@ -3,6 +3,8 @@
 import fnmatch
 import importlib.util
 import json
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from in_process import exit_code
+from runs import SMALL, write_ore
 
 from stratum import storage
 
@@ -74,9 +78,11 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys it was made with
         client = boto3.client("s3")
         client.create_bucket(Bucket="stratum")
-        for key in ("data/ore/val.json", "data/ore/images/1.png", "images/1.png", "images/2.png", "packages/ore/model.json"):
+        for key in ("images/1.png", "images/2.png", "packages/ore/model.json"):
             client.put_object(Bucket="stratum", Key=key, Body=b"{}")
         client.close()
+        storage.upload_tree(write_ore(tmp_path / "ore", 8), "s3://stratum/data/ore")
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         recorder.needs.clear()
         yield recorder
 
@@ -89,25 +95,22 @@ def folder_with(path: Path) -> Path:
 
 
 def train(tmp_path: Path) -> None:
-    """What a training does: data in, a name claimed, Ray's checkpoints, a package, and pruning."""
+    """A training in this process that is resumed, and pruning; then what Ray's workers do with checkpoints."""
     from ray.train import Checkpoint
     from ray.train.v2._internal.execution.storage import StorageContext, delete_fs_path
 
-    storage.list_files("s3://stratum/data/ore", {".png"})
-    storage.fetch_tree("s3://stratum/data/ore")
-    storage.exists("s3://stratum/data/ore/train.json")
-    storage.exists("s3://stratum/runs/one/run.json")
-    storage.write_json("s3://stratum/runs/one/run.json", {})
+    runs = ["--storage", "s3://stratum/runs"]
+    assert exit_code("train", *SMALL, *runs, "--data", "s3://stratum/data/ore", "--epochs", "2", "--name", "one", "--workers", "0") == 0
+    assert exit_code("train", *runs, "--resume", "one", "--workers", "0") == 0
+    assert exit_code("prune", *runs, "--days", "0", "--delete") == 0
     files = folder_with(tmp_path / "package")
-    filesystem, path = storage.ray_filesystem("s3://stratum/runs/one")
+    filesystem, path = storage.ray_filesystem("s3://stratum/runs/two")
     assert filesystem is not None
     context = StorageContext(storage_path=path, experiment_dir_name="ray", storage_filesystem=filesystem)
     kept = context.persist_current_checkpoint(Checkpoint.from_directory(str(files)), "checkpoint_000000")
     kept.to_directory(str(tmp_path / "resumed"))
     delete_fs_path(filesystem, kept.path)
-    storage.upload_tree(files, "s3://stratum/runs/one/package", last=("model.json",))
-    storage.fetch_tree("s3://stratum/runs/one/package")
-    storage.remove_tree("s3://stratum/runs/one/ray")
+    storage.remove_tree("s3://stratum/runs/two/ray")
 
 
 def track(tmp_path: Path) -> None:
@@ -140,7 +143,7 @@ PREFIXES = {"trainer": {"data", "runs"}, "tracker": {"mlflow"}, "server": {"imag
 
 
 @pytest.mark.parametrize("role", WORK)
-def test_a_role_may_do_what_its_code_does_and_no_action_more(role: str, tmp_path: Path, recorder: Any) -> None:
+def test_a_role_may_do_what_its_code_does_and_no_action_more(role: str, mlflow_sqlite: str, tmp_path: Path, recorder: Any) -> None:
     WORK[role](tmp_path)
     assert [need for need in sorted(recorder.needs, key=str) if not allowed(role, need)] == []
     used = {need.action for need in recorder.needs}
@@ -177,6 +180,35 @@ def test_rays_own_loader_takes_the_cluster_file() -> None:
     assert (types["gpu-spot"]["min_workers"], config["idle_timeout_minutes"]) == (0, 10)
     assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+
+
+def test_machines_run_what_the_image_has_with_its_secrets_and_all_threads() -> None:
+    from ray.autoscaler._private.command_runner import _with_interactive
+    from ray.autoscaler._private.util import prepare_config
+
+    config = prepare_config(yaml.safe_load((FOLDER / "cluster.yaml").read_text()))
+    assert [*config["head_setup_commands"], *config["worker_setup_commands"]] == []  # Ray's defaults install a Ray of their own
+    options = dict(one.removeprefix("--env ").split("=") for one in config["docker"]["run_options"] if one.startswith("--env "))
+    assert options["RAY_JOB_STOP_WAIT_TIME_S"] == "90"
+    assert options["MLFLOW_TRACKING_PASSWORD_FILE"] in config["file_mounts"]
+    assert "OMP_NUM_THREADS=1" in str(_with_interactive("x"))
+    for command in (config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]):
+        assert command.startswith("unset OMP_NUM_THREADS; /app/infra/image/entrypoint ray start ")
+        (store,) = re.findall(r"--object-store-memory=(\d+)", command)
+        (room,) = re.findall(r"--shm-size=(\d+)g", " ".join(config["docker"]["run_options"]))
+        assert int(store) <= int(room) * 2**30 // 2  # torch's data loaders use /dev/shm too
+
+
+def test_machines_get_the_roles_that_the_docs_make() -> None:
+    types = yaml.safe_load((FOLDER / "cluster.yaml").read_text())["available_node_types"]
+    profiles = {name: one["node_config"]["IamInstanceProfile"]["Name"] for name, one in types.items()}
+    assert profiles == {"head": "stratum-head", "gpu-spot": "stratum-trainer", "cpu": "stratum-trainer"}
+    docs = (ROOT / "docs" / "operations.md").read_text()
+    # Drivers of submitted jobs run on the head, and write to S3 there.
+    assert "| `stratum-head` | `launcher.json`, `trainer.json` |" in docs
+    assert "| `stratum-trainer` | `trainer.json` |" in docs
+    (give,) = [one for one in policy("launcher") if one["Action"] == "iam:PassRole"]
+    assert give["Resource"].endswith("role/stratum-trainer")
 
 
 def test_a_mistake_in_the_cluster_file_is_seen() -> None:

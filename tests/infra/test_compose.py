@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -109,6 +110,22 @@ def test_the_proxy_and_prometheus_ask_the_ports_that_are_listened_on() -> None:
         assert f"--metrics-export-port={found['port']}" in SERVICES[name]["command"]
 
 
+def test_what_is_served_is_deployed_for_as_long_as_the_head_is_there() -> None:
+    serve, head = SERVICES["serve"], SERVICES["head"]
+    script, address, file = serve["command"].split()[1:]
+    assert (ROOT / script.removeprefix("/app/")).is_file()
+    assert address == "http://head:" + re.findall(r"--dashboard-port=(\d+)", head["command"])[0]
+    assert f"./serve.yaml:{file}:ro" in serve["volumes"]
+    assert {name for name, service in SERVICES.items() if service["restart"] != "unless-stopped"} == set()  # after a reboot, too
+
+
+@pytest.mark.parametrize("name", ["head", "worker"])
+def test_rays_object_store_fits_into_its_memory(name: str) -> None:
+    (room,) = re.findall(r"STRATUM_SHM:-(\d+)gb", SERVICES[name]["shm_size"])
+    (store,) = re.findall(r"--object-store-memory=(\d+)", SERVICES[name]["command"])
+    assert int(store) <= int(room) * 2**30 // 2  # torch's data loaders use /dev/shm too
+
+
 def test_what_is_served_is_a_serve_configuration() -> None:
     from ray.serve.schema import ServeDeploySchema
 
@@ -140,6 +157,30 @@ def test_without_docker_one_line_says_what_is_missing(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "up: error: docker compose is missing: install Docker with its compose plugin\n"
+
+
+@pytest.mark.parametrize(("settings", "built"), [({}, ["stratum:0.1.0"]), ({"STRATUM_IMAGE": "registry/mine:1"}, [])])
+def test_up_brings_the_image_up_to_date(settings: dict[str, str], built: list[str], tmp_path: Path) -> None:
+    for folder in ("scripts", "infra"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("secrets", "__pycache__") if folder == "infra" else None
+        )
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(f'#!/bin/sh\necho "$STRATUM_CONFIGURATION $*" >>{tmp_path}/calls\n')  # every image is there
+    docker.chmod(0o755)
+    configurations = []
+    for change in ("", "\n# changed\n"):
+        with (tmp_path / "infra" / "compose" / "serve.yaml").open("a") as file:
+            file.write(change)
+        (tmp_path / "calls").unlink(missing_ok=True)
+        env = {"PATH": f"{docker.parent}:{Path(sys.executable).parent}:/usr/bin:/bin", **settings}
+        subprocess.run([tmp_path / "scripts" / "up"], env=env, capture_output=True, check=True, timeout=60)
+        calls = [line.split(" ") for line in (tmp_path / "calls").read_text().splitlines()]
+        assert [call[call.index("--tag") + 1] for call in calls if call[1] == "build"] == built
+        assert calls[-1][-2:] == ["up", "--detach"]
+        configurations.append(calls[-1][0])
+    assert len(set(configurations)) == 2  # who reads it is made anew
 
 
 def test_the_bucket_is_made_once(s3_env: Any) -> None:

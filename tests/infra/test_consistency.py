@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import tomllib
 from functools import cache
@@ -13,9 +14,14 @@ import ray
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = (ROOT / "docs" / "operations.md").read_text()
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-SETTING = re.compile(r"\bSTRATUM_[A-Z_]+\b")
-# Of Ray, MLflow, botocore: read by them, not by this code.
-FOREIGN = re.compile(r"\b(?:AWS|MLFLOW|RAY)_[A-Z_]+\b")
+SETTING = re.compile(r"\b(?:(?:STRATUM|AWS|MLFLOW|RAY|OMP|TORCH)_[A-Z0-9_]+|PG[A-Z]{4,})\b")
+FOREIGN = ("AWS_", "MLFLOW_", "RAY_", "OMP_")  # of Ray, MLflow, botocore: read by them, not by this code
+# What nobody is to set: the code, Ray or Kubernetes does so for itself.
+INTERNAL = {
+    "STRATUM_LOCAL_RAY", "STRATUM_CONFIGURATION", "RAY_GCS_SERVER_PORT", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_RAYLET_PID", "RAY_HEAD_IP",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_AIR_NEW_OUTPUT", "MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_BACKEND_STORE_URI", "PGDATA",
+    "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_LOGGING_LEVEL", "AWS_WEB_IDENTITY_TOKEN",
+}  # fmt: skip
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 TESTS_ONLY = {"STRATUM_SHARED", "STRATUM_TESTS_S3_VENV"}
 
@@ -40,8 +46,9 @@ def test_every_setting_of_the_docs_exists_and_the_reverse() -> None:
     documented = settings(files("docs", "README.md"))
     used = settings(INFRA) | settings(CODE)
     generic = {name for name in used | documented if name.startswith("STRATUM_SERVE")}  # made of the fields of ServeConfig
-    assert documented - generic <= used
-    assert used - generic - {"STRATUM_LOCAL_RAY"} <= documented  # that one is set by the code for itself
+    assert {name for name in documented - generic if name.startswith("STRATUM_")} <= used
+    assert used - generic - INTERNAL <= documented
+    assert used >= INTERNAL
 
 
 def test_foreign_settings_of_the_docs_are_known_to_their_libraries() -> None:
@@ -52,8 +59,8 @@ def test_foreign_settings_of_the_docs_are_known_to_their_libraries() -> None:
     for package, ending in ((ray, "*.py"), (mlflow, "environment_variables.py"), (botocore, "*.py")):
         known |= {str(path): path.read_text(errors="replace") for path in Path(package.__file__).parent.rglob(ending) if _small(path)}
     text = "\n".join(known.values())
-    names = set(FOREIGN.findall(DOCS)) - {"AWS_"}
-    assert [name for name in sorted(names) if not re.search(rf"\b(AWS_)?{name.removeprefix('AWS_')}\b", text, re.IGNORECASE)] == []
+    names = {name for name in settings(files("docs", "README.md")) if name.startswith(FOREIGN)}
+    assert [name for name in sorted(names) if not re.search(rf"\b(AWS_)?{name.removeprefix('AWS_')}(_FILE)?\b", text, re.IGNORECASE)] == []
 
 
 def _small(path: Path) -> bool:
@@ -145,11 +152,27 @@ def test_secrets_that_manifests_want_are_made_in_the_docs() -> None:
     wanted = {
         name for text in INFRA.values() for name in re.findall(r"(?:secretKeyRef: \{name|secretName|secretRef: \{name): ([\w-]+)", text)
     }
-    assert wanted == set(re.findall(r"create secret generic ([\w-]+)", DOCS))
+    assert wanted == set(re.findall(r"create secret (?:generic|tls) ([\w-]+)", DOCS))
     for name, key in {pair for text in INFRA.values() for pair in re.findall(r"secretKeyRef: \{name: ([\w-]+), key: ([\w-]+)\}", text)}:
         block = re.search(rf"create secret generic {name} (.*?)\n(?:kubectl|```)", DOCS, re.DOTALL)
         assert block is not None
         assert f"={key}=" in block[1] or f"-literal={key}=" in block[1], (name, key)
+
+
+def test_secrets_and_backups_that_the_docs_make_are_not_uploaded_with_a_job(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    named = set(re.findall(r"scripts/(?:secrets|mlflow-backup) ([\w./-]+)", DOCS)) | {"infra/compose/secrets", "secrets", "backups/x.dump"}
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    excludes = get_excludes_from_ignore_files(tmp_path, include_gitignore=True)
+    for name in named:
+        path = tmp_path / name if "." in Path(name).name else tmp_path / name / "ray_token"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        folders = [path, *path.parents[: len(path.relative_to(tmp_path).parts) - 1]]
+        assert any(exclude(one) for exclude in excludes for one in folders), name
+        assert subprocess.run(["git", "check-ignore", "-q", path.relative_to(tmp_path)], cwd=ROOT).returncode == 0, name
+    assert not any(exclude(tmp_path / "jobs" / "train.py") for exclude in excludes)
 
 
 def test_no_secret_and_no_path_of_a_machine_is_in_the_files() -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import exit_code, load_job
+from in_process import exit_code
 
-from stratum import storage
+from stratum import cost, storage
 from stratum.registry import log_package, promote
 from stratum.tracking import open_run
 from stratum_models.catalog import CATALOG, build_model
@@ -44,7 +44,7 @@ def test_more_models_than_are_in_memory_at_once(tmp_path: Path, capsys: pytest.C
     assert exit_code("benchmark", "--models", ",".join(names), "--size", "64x96", "--repeats", "1", "--json", out) == 0
     records = json.loads(out.read_text())
     assert [record["model"] for record in records] == names
-    assert len(names) > 1 + load_job("benchmark").TOGETHER
+    assert len(names) > 1 + cost.TOGETHER
     assert records[0]["latency_ratio"] == 1.0
     assert all(record["latency_ms"] > 0 and record["peak_memory_mb"] > 0 for record in records)
     steps = {record["model"]: record["stages_ms"] for record in records if record["stages_ms"]}

@@ -10,6 +10,7 @@ import torch
 from in_process import exit_code
 
 from stratum import storage
+from stratum.inference.options import with_options
 from stratum_models.catalog import build_model
 from stratum_models.interface import SegmentationModel
 from stratum_models.package import Manifest, load_package, save_package
@@ -74,6 +75,19 @@ def test_two_stages_are_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "stage2 logits" in capsys.readouterr().out
 
 
+def test_a_gate_of_random_draws_is_written_as_its_expectation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    drawn = {"gate": "monte_carlo", "samples": 2, "temperature": 0.5}
+    manifest = Manifest(preset="hrnet_arsm_debug", overrides=drawn, classes=("a", "b"), num_classes=2, task="semantic")
+    save_package(tmp_path / "package", build_model("hrnet_arsm_debug", num_classes=2, overrides=drawn), manifest)
+    flags = ("--package", tmp_path / "package", "--size", "32x64", "--no-dynamic", "--set", "temperature=2")
+    assert exit_code("export", *flags, "--output", tmp_path / "a.onnx") == 0
+    assert "gate=expected is written in place of gate=monte_carlo" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    expected = with_options(load_package(tmp_path / "package"), {"gate": "expected", "temperature": "2"}).model
+    agrees(session, expected, (1, 32, 64))
+
+
 def test_a_file_that_says_something_else_gets_no_name(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +107,6 @@ def test_a_file_that_says_something_else_gets_no_name(
         (["--preset", "losnet", "--package", "x"], "--package or --preset"),
         (["--preset", "losnett"], "losnett"),
         (["--preset", "losnet", "--set", "depth=3"], "no option 'depth'"),
-        (["--package", "nowhere", "--set", "head_convs=1"], "--set"),
         (["--package", "nowhere"], "nowhere"),
         (["--preset", "losnet_debug", "--size", "60x96"], "multiples of 32, such as 64x96"),
         (["--preset", "losnet_debug", "--size", "big"], "HEIGHTxWIDTH"),

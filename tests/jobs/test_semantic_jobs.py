@@ -3,6 +3,8 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,19 @@ from in_process import exit_code, load_job
 from mlflow import MlflowClient
 from PIL import Image
 
+from stratum import storage
 from stratum.data.frequencies import class_weights
+from stratum.data.sample import Sample
 from stratum.data.source import DataSpec, load_data
+from stratum.data.tiles import tiles
+from stratum.data.transforms import TrainTransform
+from stratum.inference.batch import list_work, read
+from stratum.inference.masks import MaskWriter
+from stratum.inference.options import with_options
+from stratum.inference.work import BatchSpec, Found, Work
 from stratum.tracking import tracking_uri
-from stratum_models.catalog import build_model
+from stratum_models.catalog import build_model, resolve_config
+from stratum_models.errors import UserError
 from stratum_models.interface import SemanticPrediction, SemanticTarget
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import Manifest, load_package, save_package
@@ -108,12 +119,28 @@ def test_a_fold_of_tiles_with_class_weights(cells: Path) -> None:
     assert temperature == pytest.approx(0.1 ** (int(epoch) / 2))  # 1 at the start, 0.1 after both epochs: no average of them
 
 
+@pytest.mark.parametrize(("size", "crop"), [(128, 128), (None, 256)])
+def test_tiles_in_training_and_windows_in_prediction_have_one_scale(size: int | None, crop: int) -> None:
+    train = load_job("train")
+    spec = train.run_spec(train.Args(data=CELLS, model="hrnet_debug", tile=256, size=size, scale=(1.0, 1.0)))
+    config = resolve_config(spec.model.preset, spec.model.overrides)
+    assert spec.augment.crop == crop
+    assert config.scaled(256, 256) == (crop, crop)  # a window
+    whole = replace(spec.augment, crop=None, mosaic=0.0, rotate90=False)
+    for _, _, height, width in tiles(565, 300, 256):  # none of them of 256 pixels
+        sample = Sample(
+            image=torch.zeros(3, height, width, dtype=torch.uint8), target=SemanticTarget(mask=torch.zeros(height, width).long()), uri="x"
+        )
+        assert tuple(TrainTransform(whole, 0)(sample).image.shape[1:]) == config.scaled(height, width)
+
+
 def test_what_the_gate_decides(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--package", str(cells), "--data", CELLS, "--storage", str(tmp_path), "--pictures", "2", "--gates", "1")
+    flags = ("--package", str(cells), "--data", CELLS, "--storage", str(tmp_path), "--pictures", "2", "--gates", "1", "--set", "samples=3")
     assert exit_code("evaluate", *flags, *FOLD) == 0
     assert "warning" not in capsys.readouterr().out
     assert {"gate_0.png", "gate_shares.png"} <= {path.name for path in tmp_path.iterdir()}
     record = json.loads((tmp_path / "metrics.json").read_text())
+    assert [record[name] for name in ("options", "window", "tile", "folds", "fold")] == [{"samples": "3"}, 32, 32, 4, 1]
     predicted = np.array(record["confusion"]).sum(axis=0)
     for name, pixels in zip(record["classes"], predicted, strict=True):
         shares = record["gate_shares"][name]
@@ -121,7 +148,39 @@ def test_what_the_gate_decides(cells: Path, tmp_path: Path, capsys: pytest.Captu
         assert sum(shares.values()) == pytest.approx(1.0 if pixels else 0.0)
     assert record["metrics"]["val/miou"] == pytest.approx(load_package(cells).manifest.metrics["val/miou"], abs=0.02)
     assert exit_code("evaluate", *flags, *FOLD[:4]) == 2  # whole images, in windows of the tiles' size
-    assert "larger than its windows of 32 pixels: cut the images with --tile 32" in capsys.readouterr().err
+    assert "larger than its windows of 32 pixels: cut it (evaluate.py does with --tile 32)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["temperature", "temperature_end"])
+def test_another_temperature_is_that_of_the_prediction(cells: Path, option: str) -> None:
+    loaded, image = load_package(cells), [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))]
+    hot = with_options(loaded, {option: "50"})
+    assert hot.model.state_dict()["network.selection.temperature"] == 50
+    assert not torch.equal(hot.model.predict(image)[0].probabilities, loaded.model.predict(image)[0].probabilities)  # type: ignore[union-attr]
+
+
+def test_the_gate_on_images_without_labels(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here(package: Path, spec: BatchSpec, works: list[Work], **_: object) -> list[Found]:
+        loaded = load_package(package)
+        return MaskWriter(spec, loaded.manifest).find(loaded.model, works, [read(work.uri, None) for work in works])
+
+    predict = load_job("predict")  # without Ray, which is not what this is about
+    for name, plain in (("predict_all", here), ("ray_cluster", nullcontext), ("check_cluster", lambda spec: None)):
+        monkeypatch.setattr(predict, name, plain)
+    flags = ("--package", str(cells), "--data", CELLS.replace("images=8", "images=2"), "--storage", str(tmp_path))
+    assert exit_code("predict", *flags, "--gates", "1", "--window", "0") == 0
+    assert (tmp_path / "areas.json").is_file()
+    assert {path.name for path in (tmp_path / "gates").iterdir()} == {"gates.json", "gate_0.png", "gate_shares.png"}
+    record = json.loads((tmp_path / "gates" / "gates.json").read_text())
+    assert list(record["gate_pictures"]) == ["gate_0.png"]
+    assert record["gate_shares"].keys() == set(load_package(cells).manifest.classes)
+    with pytest.raises(UserError, match="no images there"):  # results are not taken for images
+        list_work(BatchSpec(data=str(tmp_path), storage=str(tmp_path)))
+    capsys.readouterr()
+    assert exit_code("predict", *flags, "--gates", "1") == 2
+    assert "larger than its windows of 32 pixels: cut it" in capsys.readouterr().err
 
 
 def test_prediction_of_a_folder(ray_local: None, coal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +212,18 @@ def test_prediction_of_a_folder(ray_local: None, coal: Path, tmp_path: Path, cap
             assert float(row["fraction"]) == pytest.approx((mask == label).mean())
     summary = json.loads((out / "areas.json").read_text())
     assert (summary["images"], summary["broken"], summary["slag"]) == (2, 1, None)
+
+
+def test_the_band_is_compared_in_millimetres_by_classes_of_any_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    manifest = Manifest(preset="slag_deeplab_debug", classes=("background", "pipe", "crust"), num_classes=3, task="semantic")
+    save_package(tmp_path / "package", build_model("slag_deeplab_debug", num_classes=3), manifest)
+    data = ("--data", "synthetic://slag?images=4&size=64", "--classes", "background,tube=pipe,slag=crust")
+    flags = ("--package", str(tmp_path / "package"), *data, "--storage", str(tmp_path / "out"), "--pictures", "0")
+    assert exit_code("evaluate", *flags, "--tube-class", "pipe", "--slag-class", "crust", "--tube-diameter-mm", "30") == 0
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["tube_diameter_mm"] == 30
+    assert len(record["slag"]["heights_mm"]) + record["slag"]["missed"] == record["images"]
 
 
 def test_slag_is_measured_where_the_classes_are_tube_and_slag(ray_local: None, tmp_path: Path) -> None:
@@ -213,6 +284,16 @@ def test_a_spoiled_mask_is_named_before_anything_is_trained(tmp_path: Path, caps
     assert "no pixel of 'dust' in the training part" in said
 
 
+def test_training_names_an_empty_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, taken = masks(tmp_path / "data"), tmp_path / "runs" / "run" / "run.json"
+    storage.write_bytes(str(taken), b"{}")  # so that nothing is trained
+    flags = ("--data", str(data), "--model", "hrnet_debug", *TINY, "--storage", str(tmp_path / "runs"), "--name", "run")
+    assert exit_code("train", *flags) == 2
+    said = capsys.readouterr()
+    assert f"warning: empty class: {data}: no pixel of 'dust' in the training part" in said.out
+    assert "a run of this name is there already" in said.err
+
+
 @pytest.mark.parametrize(
     ("name", "argv", "says"),
     [
@@ -227,6 +308,8 @@ def test_a_spoiled_mask_is_named_before_anything_is_trained(tmp_path: Path, caps
         ("evaluate", ("--package", "{coal}", "--window", "8"), "windows of 8 pixels are too small"),
         ("predict", ("--package", "{coal}", "--score-threshold", "0.5"), "--score-threshold: has no meaning"),
         ("predict", ("--package", "{coal}", "--tube-diameter-mm", "30"), "--tube-diameter-mm: has no meaning"),
+        ("predict", ("--package", "{coal}", "--tube-class", "pipe"), "the band of slag needs the classes pipe and slag"),
+        ("evaluate", ("--package", "{coal}", "--axis-degrees", "90"), "--axis-degrees: has no meaning"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -25,9 +25,10 @@ BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.timeout(900)  # a head, a tracking server and a sweep on two cores
 # One epoch of each trial: as little as a sweep can be, all the way to the report.
 SWEEP = ["--experiment", "submitted", "--epochs", "1", "--size", "64", "--augment", "none", "--evaluate-every", "1"]
-SWEEP += ["--cost-size", "64x64", "--timing-rounds", "0", "--register", "none"]
+SWEEP += ["--cost-size", "64x64", "--register", "none", "--timing-rounds"]
 ORE = ["jobs/tune_losnet.py", "--batch", "32", "--classes", "roca+glomero=ore"]
-TWO_STAGES = ["jobs/tune_two_stage.py", "--batch", "8", "--models", "unet_s2_debug,two_stage_debug:count=2"]
+TWO_STAGES = ["jobs/tune_two_stage.py", "--batch", "8"]
+CURVE = {"dice_patches.png", "macs_patches.png", "dice_time.png", "pareto.png"}
 CELLS = ["jobs/tune_arsm.py", "--batch", "4", "--class-weights", "median"]
 
 
@@ -186,7 +187,17 @@ def test_a_request_without_the_token_is_refused(head: Head) -> None:
 
 def test_a_sweep_on_local_files(head: Head, shared: Path, tmp_path: Path) -> None:
     tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sweep = [*CELLS, *SWEEP, "--models", "hrnet_arsm_debug", "--data", str(shared / "data" / "sstem"), "--storage", str(tmp_path / "runs")]
+    sweep = [
+        *CELLS,
+        *SWEEP,
+        "0",
+        "--models",
+        "hrnet_arsm_debug",
+        "--data",
+        str(shared / "data" / "sstem"),
+        "--storage",
+        str(tmp_path / "runs"),
+    ]
     sweep += ["--name", "local"]
     done = submit(head, sweep, {"MLFLOW_TRACKING_URI": tracking})
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
@@ -195,25 +206,42 @@ def test_a_sweep_on_local_files(head: Head, shared: Path, tmp_path: Path) -> Non
     assert "winner: " in done.stdout
 
 
-def test_two_stages_on_s3_show_their_curve(head: Head, shared: Path, s3: Any, s3_env: Any, tmp_path: Path) -> None:
+def check_curve(tracking: str, *, children: int) -> list[Any]:
+    """The runs below a finished sweep, whose own run shows its figures."""
     from mlflow import MlflowClient
 
+    found = runs_of(tracking, "submitted")
+    assert {run.info.status for run in found} == {"FINISHED"}
+    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    shown = {Path(artifact.path).name for artifact in MlflowClient(tracking).list_artifacts(parent.info.run_id, "report")}
+    assert shown >= CURVE
+    assert len(found) == 1 + children
+    return [run for run in found if run is not parent]
+
+
+def test_two_stages_on_local_files_beside_both_baselines(head: Head, shared: Path, tmp_path: Path) -> None:
+    tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    sweep = [*TWO_STAGES, *SWEEP, "1", "--models", "unet_s2_debug,sliding_debug,two_stage_debug:count=2", "--name", "two"]
+    sweep += ["--data", str(shared / "data" / "drive" / "train"), "--storage", str(tmp_path / "runs")]
+    done = submit(head, sweep, {"MLFLOW_TRACKING_URI": tracking})
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    trials = [run for run in check_curve(tracking, children=4) if "stratum.groundwork" not in run.data.tags]
+    assert all({"cost/latency_ms", "val/foreground_dice"} <= set(run.data.metrics) for run in trials)
+    rows = json.loads((tmp_path / "runs" / "two" / "report" / "trials.json").read_text())
+    assert [row["preset"] for row in rows if row["metrics"]["cost/latency_ms"] > 0] == ["unet_s2_debug", "sliding_debug", "two_stage_debug"]
+
+
+def test_two_stages_on_s3_show_their_curve(head: Head, shared: Path, s3: Any, s3_env: Any, tmp_path: Path) -> None:
     from stratum import storage
 
     data, runs, tracking = f"s3://{s3.bucket()}/drive", f"s3://{s3.bucket()}/runs", f"sqlite:///{tmp_path / 'mlflow.db'}"
     storage.upload_tree(shared / "data" / "drive" / "train", f"{data}/train")
     storage.write_bytes(f"{data}/classes.json", (shared / "data" / "drive" / "classes.json").read_bytes())
-    sweep = [*TWO_STAGES, *SWEEP, "--data", data, "--storage", runs, "--name", "two"]
+    sweep = [*TWO_STAGES, *SWEEP, "0", "--models", "two_stage_debug:count=2", "--data", data, "--storage", runs, "--name", "two"]
     done = submit(head, sweep, {**s3.env, "MLFLOW_TRACKING_URI": tracking})
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    found = runs_of(tracking, "submitted")
-    assert len(found) == 4  # the sweep, stage 1, and both trials
-    assert {run.info.status for run in found} == {"FINISHED"}
-    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-    shown = {Path(artifact.path).name for artifact in MlflowClient(tracking).list_artifacts(parent.info.run_id, "report")}
-    drawn = {"dice_patches.png", "macs_patches.png", "dice_time.png", "pareto.png"}
-    assert drawn <= shown
-    assert all(storage.exists(f"{runs}/two/report/{name}") for name in drawn)
+    check_curve(tracking, children=2)  # stage 1 and the trial
+    assert all(storage.exists(f"{runs}/two/report/{name}") for name in CURVE)
 
 
 def test_a_sweep_on_s3_with_a_tracking_server(head: Head, shared: Path, s3: Any, s3_env: Any, tmp_path: Path) -> None:
@@ -222,7 +250,7 @@ def test_a_sweep_on_s3_with_a_tracking_server(head: Head, shared: Path, s3: Any,
     data, runs = f"s3://{s3.bucket()}/ore", f"s3://{s3.bucket()}/runs"
     storage.upload_tree(shared / "data" / "ore_belt", data)
     with tracking_server(tmp_path) as tracking:
-        sweep = [*ORE, *SWEEP, "--models", "losnet_debug", "--data", data, "--storage", runs, "--name", "remote"]
+        sweep = [*ORE, *SWEEP, "0", "--models", "losnet_debug", "--data", data, "--storage", runs, "--name", "remote"]
         done = submit(head, sweep, {**s3.env, "MLFLOW_TRACKING_URI": tracking})
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
         check_runs(tracking, "submitted", trials=1)

@@ -1,15 +1,24 @@
 """jobs/train.py from its command line: what it keeps, what it refuses, how it goes on."""
 
+import json
+import shlex
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import tyro
 from in_process import exit_code, load_job
 from mlflow import MlflowClient
 
+from stratum.data.source import load_data
 from stratum.training.run import check
+from stratum_models.arsm import paper as arsm_paper
 from stratum_models.catalog import build_model
+from stratum_models.fm_hrnet import paper as fm_hrnet_paper
 from stratum_models.package import Manifest, load_package, save_package
+from stratum_models.slag_deeplab import paper as slag_paper
 
 TINY = ["--data", "synthetic://ore?images=10&size=64&seed=0", "--model", "losnet_debug", "--size", "64", "--augment", "none"]
 TINY += ["--batch", "4", "--epochs", "2", "--evaluate-every", "1", "--workers", "0", "--cost-size", "64x64"]
@@ -31,6 +40,8 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     wanted = {"cost/params", "cost/macs", "cost/latency_ms", "cost/infer_memory_mb", "cost/train_s", "cost/train_memory_mb", "cost/size_mb"}
     wanted |= {"cost/train_step_ms"}
     assert wanted <= loaded.manifest.cost.keys()
+    assert loaded.manifest.cost_setting["size"] == "64x64"
+    assert f"threads {loaded.manifest.cost_setting['threads']}" in printed
 
     client = MlflowClient(tracking_uri=mlflow_sqlite)
     [found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -50,7 +61,22 @@ def test_a_run_leaves_a_package_figures_and_one_finished_mlflow_run(
     assert exit_code("train", *TINY, "--storage", str(tmp_path), "--name", "first") == 2
     assert "go on with --resume first" in capsys.readouterr().err
     assert exit_code("train", "--storage", str(tmp_path), "--resume", "first") == 0
+    written = tmp_path / "first" / "run.json"
+    values = json.loads(written.read_text())
+    assert values["data_fingerprint"] == loaded.manifest.data_fingerprint
+    written.write_text(json.dumps({**values, "data_fingerprint": "other"}))
+    assert exit_code("train", "--storage", str(tmp_path), "--resume", "first") == 2
+    assert "images or labels have changed" in capsys.readouterr().err
     assert [m.step for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1, 2]
+
+
+def test_costs_on_a_cluster_are_those_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, asked = load_job("train"), {}
+    monkeypatch.setattr("stratum.training.distributed.in_a_task", lambda call, *arguments, **where: asked.update(where))
+    spec = job.run_spec(job.Args(data="synthetic://ore?images=10&size=64&seed=0", storage=str(tmp_path), cpus_per_worker=3.0))
+    result = job.TrainResult(epochs=1, history=[], metrics={}, best_epoch=0, stop_reason="", package="/package")
+    job.measured_costs(result, spec, load_data(spec.data), (64, 64), afar=True)
+    assert asked == {"cpus": 3.0, "gpu": False}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +140,20 @@ def test_fine_tuning_takes_the_packages_own_model(tmp_path: Path) -> None:
     check(spec, lines.append)
     assert f"tensors taken from {tmp_path / 'package'}; new: " in lines[0]
     assert "head_convs" not in job.run_spec(job.Args(**flags, model="losnet_debug")).model.overrides
+
+
+@pytest.mark.parametrize("paper", [arsm_paper, fm_hrnet_paper, slag_paper], ids=lambda paper: paper.__name__.split(".")[1])
+def test_the_command_in_a_papers_readme_trains_as_the_paper_does(paper: Any) -> None:
+    readme = (Path(paper.__file__).parent / "README.md").read_text()
+    _, command = readme.partition("## Trained as in the paper")[2].split("```")[:2]
+    job = load_job("train")
+    spec = job.run_spec(tyro.cli(job.Args, args=shlex.split(command.replace("\\\n", " "))[3:]))
+    found = asdict(spec.train) | {"least_learning_rate": spec.train.learning_rate * spec.train.final_factor}
+    if paper.TRAINING["optimizer"] == "adam":  # AdamW without weight decay, at one learning rate
+        assert (found["optimizer"], found["weight_decay"], found["schedule"]) == ("adamw", 0, "constant")
+        found["optimizer"] = "adam"
+    assert {name: found[name] for name in paper.TRAINING} == pytest.approx(paper.TRAINING)
+    assert (found["warmup_epochs"], found["clip_norm"], found["ema_decay"]) == (0, 0, 0)
 
 
 def test_crops_of_larger_images() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from PIL import Image
 from stratum.data.source import DataSpec, load_data
 from stratum.data.transforms import TWO_STAGE
 from stratum.inference.options import with_options
+from stratum.training.run import run_local
+from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
+from stratum_models.errors import UserError
 from stratum_models.interface import SemanticPrediction
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import load_package
@@ -68,7 +72,7 @@ def test_both_stages_learn_one_after_the_other_and_lie_in_one_package(package: P
     assert loaded.manifest.metrics["val/dice"] > 0
 
 
-def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, tmp_path: Path) -> None:
+def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("evaluate", "--package", str(package), "--data", VESSELS, "--storage", str(tmp_path / "eval"), "--pictures", "1") == 0
     record = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     loaded = load_package(package)
@@ -84,7 +88,11 @@ def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, t
     scan[:] = sample.image.permute(1, 2, 0).numpy()
     out = tmp_path / "out"
     flags = ("--workers", "1", "--set", "count=3", "--mask-format", "zarr")
+    capsys.readouterr()
     assert exit_code("predict", "--package", str(package), "--data", str(images), "--storage", str(out), *flags) == 0
+    assert "scan: 3 of 9 patches refined\n" in capsys.readouterr().out
+    record = json.loads((out / "areas.json").read_text())["scans"]
+    assert record == {str(images / "scan.zarr"): {"refined": 3, "patches": 9}}
     loaded = with_options(loaded, {"count": "3"})
     (found,) = prepare_for_inference(loaded.model).predict([sample.image.float() / 255])
     assert isinstance(found, SemanticPrediction)
@@ -101,6 +109,41 @@ def test_it_is_measured_predicted_and_exported(ray_local: None, package: Path, t
     patch = torch.rand(1, 3, 32, 32)
     expected = loaded.model.stage2.dense_outputs(patch)["logits"]  # type: ignore[operator, union-attr]
     torch.testing.assert_close(torch.from_numpy(session.run(None, {"images": patch.numpy()})[0]), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_many_classes_on_real_images(shared: Path, tmp_path: Path) -> None:
+    options = {"stage1_share": 0.3, "uncertainty": "margin", "reduction": "max", "prior": True}
+    spec = RunSpec(
+        data=DataSpec(uri=str(shared / "data" / "sstem"), tile=128),
+        model=ModelSpec(preset="two_stage_debug", overrides=options),
+        train=TrainSpec(epochs=2, batch_size=4, learning_rate=1e-2, warmup_epochs=0, evaluate_every=1),
+        storage=str(tmp_path),
+        experiment="test",
+        name="run",
+        overfit=4,
+        threads=1,
+    )
+    result = run_local(spec)
+    assert result.metrics["val/patches"] == 2
+    figures = [result.metrics[f"val/dice_{name}"] for name in ("glia_extracellular", "mitochondria", "synapse", "intracellular")]
+    known = [value for value in figures if not math.isnan(value)]
+    assert result.metrics["val/foreground_dice"] == pytest.approx(sum(known) / len(known))
+    loaded = load_package(tmp_path / "run" / "package")
+    (found,) = loaded.predict([torch.rand(3, 70, 90)])
+    assert isinstance(found, SemanticPrediction)
+    assert (found.probabilities.shape, found.refined) == ((5, 70, 90), 2)
+    none, some = (with_options(loaded, {"count": str(count)}).predict([torch.rand(3, 96, 96)])[0] for count in (0, 9))
+    assert isinstance(none, SemanticPrediction)
+    assert isinstance(some, SemanticPrediction)
+    assert (none.refined, some.refined) == (0, 9)
+
+
+def test_options_of_patches_are_refused_where_none_are_refined(package: Path) -> None:
+    loaded = load_package(package)
+    loaded.model.refines.fill_(False)  # type: ignore[operator, union-attr]
+    with pytest.raises(UserError, match="--set count: this package is stage 1 alone"):
+        with_options(loaded, {"count": "3"})
+    assert with_options(loaded, {"input_short": "64"}).manifest.overrides["input_short"] == "64"
 
 
 @pytest.mark.parametrize(

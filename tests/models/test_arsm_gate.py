@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -133,6 +134,35 @@ def test_expected_gate_is_exact_at_both_ends(temperature: float) -> None:
     logits = torch.randn(1, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * max(1.0, temperature)
     limit = (logits / max(1.0, temperature)).softmax(1)
     torch.testing.assert_close(expected_gate(logits, torch.tensor(temperature, dtype=torch.float64)), limit, atol=1e-5, rtol=0)
+
+
+def by_quadrature(logits: Tensor, temperature: float) -> Tensor:
+    """The expectation of the gate ``[R]`` in float64: each sum's chance to be the largest, over a fine grid of sums of two noises."""
+    noise = torch.arange(-5, 25, 0.04, dtype=torch.float64)
+    density = (-noise - (-noise).exp()).exp() * 0.04
+    sums = torch.arange(-30, 80, 0.05, dtype=torch.float64)
+    below = ((-((noise - sums[:, None]) / temperature).clamp(max=700).exp()).exp() * density).sum(1)
+    shifted = [torch.from_numpy(np.interp(sums - logit.item(), sums, below, left=0.0, right=1.0)) for logit in logits]
+    others = [torch.stack(shifted[:i] + shifted[i + 1 :]).prod(0) for i in range(len(shifted))]
+    return torch.stack([torch.trapezoid(other, own) for own, other in zip(shifted, others, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "logits", "bias"),
+    [
+        (0.1, [-1.0, 0.0, -4.71, -3.87], 0.0005),
+        (0.2, [-6.03, -1.12, 0.0, -7.69], 0.0019),
+        (0.5, [0.0, -5.05, -4.70, -1.20], 0.0074),
+        (1.0, [-6.37, -1.58, 0.0, -6.32], 0.0109),
+        (2.0, [-2.44, 0.0, -9.97, -10.03], 0.0074),
+        (5.0, [-23.1, -23.3, 0.0, -5.26], 0.0019),
+    ],
+)
+def test_the_worst_gates_that_are_known_are_off_by_no_more_than_documented(temperature: float, logits: list[float], bias: float) -> None:
+    exact = by_quadrature(torch.tensor(logits), temperature)
+    assert exact.sum().item() == pytest.approx(1.0, abs=1e-3)
+    found = expected_gate(torch.tensor(logits, dtype=torch.float64).view(1, 4, 1, 1, 1), torch.tensor(temperature)).flatten()
+    assert (found - exact).abs().max().item() == pytest.approx(bias, abs=2e-4)
 
 
 def test_monte_carlo_does_not_depend_on_chunks_or_neighbours() -> None:

@@ -51,12 +51,18 @@ ARCHITECTURES = {
     "lite_hrnet": Architecture(preset="lite_hrnet_18", overrides={"channels": 8, "repeats": (1, 1, 1)}),
     "hrformer": Architecture(preset="hrformer_small", overrides={"channels": 8, "head_channels": 8, "repeats": (1, 1, 1)}),
     "slag_deeplab": Architecture(preset="slag_deeplab_debug"),
-    "deeplab": Architecture(preset="slag_deeplab_debug", overrides={"separable_aspp": False, "ema_groups": 0}),
+    "deeplab_resnet": Architecture(
+        preset="slag_deeplab_debug", overrides={"backbone": "resnet14t", "separable_aspp": False, "ema_groups": 0}
+    ),
+    "deeplab_xception": Architecture(preset="slag_deeplab_debug", overrides={"backbone": "xception41"}),
+    "deeplab_vgg": Architecture(preset="slag_deeplab_debug", overrides={"backbone": "vgg11_bn", "ema_groups": 0}),
     "unet": Architecture(preset="unet_r18", overrides={"decoder_channels": (16, 16, 8, 8, 8)}),
+    "unet_vgg": Architecture(preset="unet_vgg16", overrides={"encoder": "vgg11_bn", "decoder_channels": (16, 8, 8, 8)}),
     "strided_unet": Architecture(preset="unet_s2_debug"),
     "two_stage": Architecture(preset="two_stage_debug", overrides={"stage2": "hrnet_debug", "prior": True}),
     "sliding": Architecture(preset="sliding_debug"),
     "fcn": Architecture(preset="fcn_r50", overrides={"backbone": "resnet18", "hidden_channels": 8}),
+    "fcn_vgg": Architecture(preset="fcn_vgg16", overrides={"backbone": "vgg11_bn", "hidden_channels": 8}),
 }
 
 
@@ -115,7 +121,8 @@ def learn(model: SegmentationModel, images: Sequence[Tensor], targets: Sequence[
 
 
 def values(prediction: Prediction) -> dict[str, Tensor]:
-    return {f.name: getattr(prediction, f.name) for f in fields(prediction)}
+    found = {f.name: getattr(prediction, f.name) for f in fields(prediction)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def small_proposals(model: SegmentationModel) -> SegmentationModel:

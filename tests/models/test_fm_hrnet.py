@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stratum_models.catalog import CATALOG, FM_V1, FM_V4, resolve_config
 from stratum_models.errors import UserError
-from stratum_models.fm_hrnet.aggregation import GROUPS, KERNELS
+from stratum_models.fm_hrnet.aggregation import GROUPS, KERNELS, summed
 from stratum_models.fm_hrnet.build import build_fm_hrnet, build_network
 from stratum_models.fm_hrnet.config import FMHRNetConfig
 from stratum_models.fm_hrnet.model import FMHRNet
 from stratum_models.fm_hrnet.paper import row
+from stratum_models.fm_hrnet.parallel import Fusion
 from stratum_models.interface import SemanticTarget
 
 
@@ -26,6 +28,7 @@ def fm_config(name: str) -> FMHRNetConfig:
 
 
 DEBUG = fm_config("fm_hrnet_debug")
+NO_AGGREGATION = {"detail": False, "pyconv": False, "dilated_pyramid": False}
 HRNET_W48_MACS = 85e9  # at 512x512
 
 
@@ -84,6 +87,36 @@ def test_down_sampling_module_ends_at_an_eighth_with_64_channels() -> None:
     detail, last = network.downsampling(torch.empty(1, 3, 256, 192, device="meta"))
     assert detail.shape == last.shape == (1, 64, 32, 24)
     assert [x.shape[1:] for x in network.trunk(last)] == [(64, 32, 24), (128, 16, 12), (256, 8, 6), (256, 4, 3)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"stem_strides": (2, 2, 2, 1)}, {"stem_strides": (2, 2, 1, 1)}, {"detail": False, "pyconv": False, "dilated_pyramid": False}],
+)
+def test_maps_of_sides_that_do_not_divide_lie_straight_on_each_other(changes: dict[str, object]) -> None:
+    """Each map holds where in the image its pixels lie; enlarged, they must still say so."""
+    config = replace(FM_V4, **changes)  # type: ignore[arg-type]
+    head = on_meta(config).head
+    strides = [prod(config.stem_strides) * 2**branch for branch in range(4)]
+    strides = [prod(config.stem_strides[:3]), *strides] if config.detail else strides
+    places = [(torch.arange(-(-416 // stride)) + 0.5) * stride for stride in strides]
+    maps = [place[:, None] + place for place in places]
+    total = summed(nn.ModuleList(nn.Identity() for _ in maps), [one[None, None] for one in maps], head.factors)[0, 0]  # type: ignore[arg-type]
+    inside = slice(strides[-1] // strides[0], len(places[0]) - strides[-1] // strides[0])  # where there are neighbours on both sides
+    torch.testing.assert_close(total[inside, inside], len(maps) * maps[0][inside, inside])
+
+
+def test_branches_are_exchanged_straight_too() -> None:
+    """The second branch has nothing but a ramp, which the first must find where it is."""
+    fusion = Fusion((1, 1, 1)).eval()
+    for name, values in fusion.state_dict().items():
+        values.fill_(float(not name.endswith(("bias", "running_mean"))))
+    ramps = [(torch.arange(-(-13 // side)) + 0.5)[:, None].expand(-1, 13).mul(side)[None, None] for side in (1, 2, 4)]
+    zeros = [torch.zeros(1, 1, -(-13 // side), -(-13 // side)) for side in (1, 2, 4)]
+    for source in (1, 2):
+        maps = [ramps[number][..., : zeros[number].shape[-1]] if number == source else zeros[number] for number in range(3)]
+        found = fusion(maps)[0][0, 0]
+        torch.testing.assert_close(found[4:9] * (1 + 1e-5) ** 0.5, ramps[0][0, 0, 4:9])
 
 
 def _delta(c: int) -> int:

@@ -111,11 +111,12 @@ def test_dilated_pyramid_against_loops() -> None:
 @settings(max_examples=20, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9))
 def test_head_is_a_1x1_convolution_of_the_spliced_maps(height: int, width: int) -> None:
-    head = randomised(SpliceHead((2, 3, 5), 4))
+    head = randomised(SpliceHead((2, 3, 5), 4, (1, 2, 4)))
     assert isinstance(head, SpliceHead)
     sizes = [(height, width), (-(-height // 2), -(-width // 2)), (-(-height // 4), -(-width // 4))]
     maps = [noise(1, c, *size, seed=c) for c, size in zip((2, 3, 5), sizes, strict=True)]
-    spliced = torch.cat([F.interpolate(x, size=sizes[0], mode="bilinear", align_corners=False) for x in maps], 1)
+    larger = [F.interpolate(x, scale_factor=2**i, mode="bilinear") for i, x in enumerate(maps)]
+    spliced = torch.cat([x[..., :height, :width] for x in larger], 1)
     convs = [m for m in head.classify if isinstance(m, nn.Conv2d)]
     weight = torch.cat([conv.weight for conv in convs], 1)
     torch.testing.assert_close(head(maps), F.conv2d(spliced, weight, convs[0].bias), rtol=0, atol=1e-12)

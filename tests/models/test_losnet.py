@@ -6,6 +6,7 @@ import torch
 from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, InstanceTarget
+from stratum_models.losnet.backbone import build_backbone
 from stratum_models.losnet.model import LosNet
 from stratum_models.optimize import prepare_for_inference
 
@@ -71,6 +72,15 @@ def test_batch_gives_what_single_images_give() -> None:
         assert isinstance(single, InstancePrediction)
         assert isinstance(together, InstancePrediction)
         assert torch.allclose(single.scores, together.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dla34", "ese_vovnet39b", "mobilenetv3_small_100", "regnetx_002", "resnet50", "shufflenet_v2_x1_0"])
+def test_backbones_give_maps_at_the_strides_of_the_head(name: str) -> None:
+    """timm's DLA counts its maps from another than the first."""
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+        maps = backbone(torch.zeros(1, 3, 64, 96))
+    assert [tuple(x.shape) for x in maps] == [(1, c, 64 // s, 96 // s) for c, s in zip(backbone.channels, (8, 16, 32), strict=True)]
 
 
 def test_missing_backbone_file_is_named() -> None:

@@ -350,7 +350,10 @@ def test_backbones_give_three_levels(name: str, channels: tuple[int, ...]) -> No
     assert [tuple(x.shape[1:]) for x in features] == [(c, 64 // s, 96 // s) for c, s in zip(channels, STRIDES, strict=True)]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v9_none", "shufflenet_v2_x9_9", "vit_tiny_patch16_224"])
+OF_ONE_SIZE = ("swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224")
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v9_none", "shufflenet_v2_x9_9", "vit_tiny_patch16_224", *OF_ONE_SIZE])
 def test_a_backbone_that_does_not_serve_is_named(name: str) -> None:
     with pytest.raises(UserError, match=name):
         build_backbone(name)

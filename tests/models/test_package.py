@@ -55,6 +55,13 @@ def test_a_package_answers_as_the_model_did(tmp_path: Path) -> None:
     assert torch.equal(before.boxes, after.boxes)
 
 
+@pytest.mark.parametrize(("half", "megabytes"), [(False, 10), (True, 5)])
+def test_a_losnet_is_as_small_as_promised(tmp_path: Path, half: bool, megabytes: int) -> None:
+    model = build_model("losnet", num_classes=1)
+    save_package(tmp_path / "package", model, manifest_of(preset="losnet", classes=("ore",), num_classes=1), half=half)
+    assert 0.9e6 * megabytes < sum(path.stat().st_size for path in (tmp_path / "package").iterdir()) < 1e6 * megabytes
+
+
 def test_only_two_files_and_nothing_left_beside(tmp_path: Path) -> None:
     for seed in (0, 1):  # the second replaces the first
         save_package(tmp_path / "package", model_of(seed=seed), manifest_of())

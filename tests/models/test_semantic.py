@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
+from stratum_models.batching import InputSize
 from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX, InstanceTarget, SemanticPrediction, SemanticTarget
 from stratum_models.semantic.config import SemanticConfig
@@ -235,6 +236,8 @@ def test_loss_text_errors(text: str, message: str) -> None:
         ({"aux_weight": math.inf}, "aux_weight"),
         ({"input_short": 31}, "input_short"),
         ({"input_long": 0}, "input_long"),
+        ({"input_scale": 0.0}, "input_scale"),
+        ({"input_scale": 0.5, "input_short": 64}, "contradict each other"),
     ],
 )
 def test_options_out_of_range_are_named(values: dict[str, object], named: str) -> None:
@@ -336,6 +339,20 @@ def test_prediction_may_shrink_images() -> None:
     assert network.seen == [(1, 3, 32, 40)]  # 28 x 40, padded
     assert isinstance(found, SemanticPrediction)
     assert found.probabilities.shape == (3, 90, 130)
+    scaled = SemanticModel(network, 3, SemanticConfig(input_scale=0.5), divisor=8).eval()
+    for height, width in ((90, 130), (40, 60)):  # by one factor, however large
+        scaled.predict([pair(height, width, 0)[0]])
+    assert network.seen[1:] == [(1, 3, 48, 72), (1, 3, 24, 32)]
+
+
+def test_long_thin_images_stay_small() -> None:
+    assert InputSize(input_short=352).scaled(20, 4000) == (7, 1408)
+    assert InputSize(input_short=352, input_long=9000).scaled(20, 4000) == (45, 9000)
+    for height, width in ((480, 640), (100, 399), (1600, 400), (33, 77)):  # usual ones are scaled by their shorter side
+        assert InputSize(input_short=352).scaled(height, width) == (
+            round(height * 352 / min(height, width)),
+            round(width * 352 / min(height, width)),
+        )
 
 
 def test_weights_and_classes_must_agree() -> None:

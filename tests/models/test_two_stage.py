@@ -136,7 +136,7 @@ class TestPrediction:
         assert isinstance(loaded, TwoStage)
         assert not loaded.refines
         for one in (model, loaded):
-            one.set_progress(1.0)
+            one.refines.fill_(True)
         assert torch.equal(*(probabilities(m, noise(50, 70))[0] for m in (model, loaded)))
 
 
@@ -228,8 +228,19 @@ class TestTraining:
         with torch.no_grad(), FlopCounterMode(display=False) as first:
             model.stage1.dense(torch.zeros(1, 3, 32, 32))
         assert counter.get_total_flops() == first.get_total_flops()
+        assert (model.unlearnt, model.predict([image])[0].refined) == ("stage 2", 0)  # type: ignore[union-attr]
         model.set_progress(0.5)
+        assert torch.equal(probabilities(model, image)[0], alone)
+        model.loss(*zip(scene(64, 64), strict=True))
         assert not torch.equal(probabilities(model, image)[0], alone)
+        assert (model.unlearnt, model.predict([image])[0].refined) == ("", 2)  # type: ignore[union-attr]
+        model.set_progress(1.0)
+        assert model.refines
+        model.set_progress(0.1)
+        assert not model.refines
+        first = tiny(stage1_share=1)
+        first.set_progress(1.0)
+        assert (bool(first.refines), first.unlearnt) == (False, "")
 
     def test_patches_of_all_images_are_one_batch_with_their_masks(self) -> None:
         model = tiny(patch=16, margin=4, train_patches=3).train()

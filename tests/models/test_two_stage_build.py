@@ -9,8 +9,9 @@ from stratum_models.errors import UserError
 from stratum_models.interface import SemanticPrediction
 from stratum_models.semantic.config import SemanticConfig
 from stratum_models.semantic.model import SemanticModel
-from stratum_models.two_stage.config import TwoStageConfig, parse_stage
+from stratum_models.two_stage.config import TwoStageConfig
 from stratum_models.two_stage.model import TwoStage
+from stratum_models.two_stage.stage import parse_stage
 from stratum_models.two_stage.unet import StridedUNetConfig, build_strided_unet
 
 

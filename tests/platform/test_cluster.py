@@ -1,24 +1,63 @@
-"""What is handed to the workers of a Ray."""
+"""What workers are told, and what Ray writes down of it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
-from stratum.cluster import JOB_CONFIG, LOCAL, forwarded_environment
+from stratum.cluster import JOB_CONFIG, LOCAL, RAYLET, forwarded_environment
+
+SECRETS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_SESSION_TOKEN": "c", "MLFLOW_TRACKING_PASSWORD": "d"}
+PLAIN = {
+    "AWS_ENDPOINT_URL": "http://s3",
+    "AWS_SHARED_CREDENTIALS_FILE": "/run/x",
+    "MLFLOW_TRACKING_URI": "http://m",
+    "STRATUM_LOG_FORMAT": "json",
+}
+# A task sees the secret, and no file that Ray wrote does.
+SCRIPT = """
+import os, pathlib, ray
+from stratum.cluster import ray_cluster
+with ray_cluster(1):
+    seen = ray.get(ray.remote(lambda: (os.environ["AWS_SECRET_ACCESS_KEY"], os.environ["AWS_ENDPOINT_URL"])).remote())
+    assert seen == (os.environ["AWS_SECRET_ACCESS_KEY"], "http://s3"), seen
+    files = [path for path in pathlib.Path(ray._private.worker._global_node.get_session_dir_path()).rglob("*") if path.is_file()]
+    texts = [path.read_bytes() for path in files]
+    assert any(b"RAY_ADDRESS" in text for text in texts)
+    assert not any(seen[0].encode() in text for text in texts)
+"""
 
 
-def test_what_workers_need_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(LOCAL, raising=False)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "here")
-    monkeypatch.setenv("HOME", "/elsewhere")
-    monkeypatch.setenv(JOB_CONFIG, json.dumps({"runtime_env": {"env_vars": {"AWS_REGION": "there"}}}))
-    forwarded = forwarded_environment()
-    assert forwarded["AWS_SECRET_ACCESS_KEY"] == "secret"
-    assert not {"HOME", "AWS_REGION"} & forwarded.keys()
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "STRATUM_"))]:
+        monkeypatch.delenv(name)
+    for name, value in {**SECRETS, **PLAIN, "RAY_ADDRESS": "head:6379", "HOME_SECRET": "no"}.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
 
 
-def test_a_ray_of_our_own_is_handed_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LOCAL, "1")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    assert forwarded_environment() == {}
+def test_a_driver_outside_the_cluster_hands_its_keys_over(env: pytest.MonkeyPatch) -> None:
+    assert forwarded_environment() == {**SECRETS, **PLAIN, "RAY_ADDRESS": "head:6379"}
+
+
+@pytest.mark.parametrize(("name", "value"), [(JOB_CONFIG, "{}"), (RAYLET, "17"), (LOCAL, "1")])
+def test_on_the_cluster_itself_secrets_are_not_shown_to_ray(env: pytest.MonkeyPatch, name: str, value: str) -> None:
+    env.setenv(name, value)
+    assert forwarded_environment() == {**PLAIN, "RAY_ADDRESS": "head:6379", **({name: value} if name == LOCAL else {})}
+
+
+def test_what_a_job_was_submitted_with_is_not_set_twice(env: pytest.MonkeyPatch) -> None:
+    env.setenv(JOB_CONFIG, json.dumps({"runtime_env": {"env_vars": {**SECRETS, "MLFLOW_TRACKING_URI": "http://m"}}}))
+    assert forwarded_environment() == {name: value for name, value in PLAIN.items() if name != "MLFLOW_TRACKING_URI"} | {
+        "RAY_ADDRESS": "head:6379"
+    }
+
+
+def test_workers_of_a_local_ray_have_the_secrets_and_its_logs_do_not() -> None:
+    env = {**os.environ, "AWS_SECRET_ACCESS_KEY": "planted-7f3a9c", "AWS_ENDPOINT_URL": "http://s3"}
+    env.pop("RAY_ADDRESS", None)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,14 +129,21 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     assert use.train_step_ms is not None
     assert 0 < use.infer_mb < 300
     assert use.train_mb >= use.infer_mb * 0.5
-    more = MemoryRequest(preset="losnet_debug", size=(640, 640), threads=1)
-    assert peak_memory(more).infer_mb > use.infer_mb
+    more = peak_memory(replace(small, size=(640, 640), train_size=(64, 64)))
+    assert more.infer_mb > use.infer_mb
+    assert more.train_mb is not None
+    assert more.train_mb < more.infer_mb  # ten times the side, a hundred times the pixels
 
 
 def test_memory_is_that_of_the_network_and_not_of_its_making() -> None:
     use = peak_memory(MemoryRequest(preset="condinst_r50", size=(64, 64), threads=1))
     weights = cost.state_bytes(build_model("condinst_r50", num_classes=1)) / 2**20
     assert weights * 0.9 < use.infer_mb < weights * 1.8  # fusing works on a copy: for a while the weights are there twice
+
+
+def test_models_are_timed_a_few_at_once_beside_the_first() -> None:
+    assert list(cost.timed_together(range(8))) == [[0, 1, 2, 3], [0, 4, 5, 6], [0, 7]]
+    assert list(cost.timed_together("a")) == [["a"]]
 
 
 def test_costs_are_those_of_the_size_that_is_named() -> None:

@@ -81,17 +81,17 @@ def test_the_ore_of_ore_belt(shared: Path) -> None:
 
 def test_polygons_rles_and_crowds(tmp_path: Path) -> None:
     plain = {"size": [20, 30], "counts": [45, 10, 545]}
-    uri = coco(tmp_path / "a.json", [annotation(1, 0), annotation(2, 0, plain, 7), annotation(3, 0, plain, iscrowd=1)])
+    uri = coco(tmp_path / "a.json", [annotation(1, 0), annotation(2, 0, plain, 7), annotation(3, 0, plain, iscrowd=1), annotation(4, 1)])
     found = survey(uri)
     assert kinds(found.problems) == []
-    record = next(r for r in [*found.train, *found.val] if r.labels)
+    record = next(r for r in [*found.train, *found.val] if len(r.labels) > 1)
     assert record.labels == (0, 1, 0)
     assert record.crowd == (False, False, True)
 
 
 def test_boxes_are_those_of_the_clipped_mask(tmp_path: Path) -> None:
     uri = coco(tmp_path / "train.json", [annotation(1, 0, [[-50, 5, 10, 5, 10, 90, -50, 90]])])
-    coco(tmp_path / "val.json", [], first=5)
+    coco(tmp_path / "val.json", [annotation(1, 5)], first=5)
     data = load_data(DataSpec(uri=str(tmp_path)))
     target = data.train[0].target
     assert uri.endswith("train.json")
@@ -115,6 +115,7 @@ def test_boxes_are_those_of_the_clipped_mask(tmp_path: Path) -> None:
         ([annotation(1, 0, [["a", "b"]])], [("error", "broken label")]),
         ([annotation(1, 0, {"size": [20, 31], "counts": [620]})], [("error", "broken label")]),
         ([{"image_id": 0, "category_id": 3}], [("error", "broken label")]),
+        ([{"id": 1, "image_id": 0, "category_id": 3, "segmentation": [], "bbox": [1, 1, 9, 9]}], [("error", "broken label")]),
     ],
 )
 def test_what_is_wrong_with_an_annotation(tmp_path: Path, annotations: list[dict[str, object]], expected: list[tuple[str, str]]) -> None:
@@ -215,7 +216,7 @@ def test_categories_of_both_files_are_joined_by_name(tmp_path: Path) -> None:
 
 
 def test_images_that_no_file_lists_are_mentioned(tmp_path: Path) -> None:
-    coco(tmp_path / "train.json", [annotation(1, 0)])
+    coco(tmp_path / "train.json", [annotation(1, 0), annotation(2, 1)])
     coco(tmp_path / "val.json", [annotation(1, 5)], first=5)
     assert kinds(survey(str(tmp_path)).problems) == []
     for i in range(10, 15):

@@ -43,6 +43,10 @@ COCO_LAYOUTS = {
         {"annotations/instances_train2017.json": ["a.png"], "annotations/instances_val2017.json": ["b.png"]},
         ["images/train2017/a.png", "images/val2017/b.png"],
     ),
+    "coco stuff": (
+        {"annotations/stuff_train2017.json": ["a.png"], "annotations/stuff_val2017.json": ["b.png"]},
+        ["train2017/a.png", "val2017/b.png"],
+    ),
     "roboflow": (
         {"train/_annotations.coco.json": ["a.png"], "valid/_annotations.coco.json": ["b.png"], "test/_annotations.coco.json": []},
         ["train/a.png", "valid/b.png"],

@@ -1,17 +1,21 @@
 """Class masks painted from the shapes of COCO and Labelme files, against masks drawn by hand."""
 
+import base64
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from stratum.data.class_table import class_table
 from stratum.data.classes import parse_classes
 from stratum.data.classmask import paint
 from stratum.data.rle import encode
-from stratum.data.source import Dataset, DataSpec, load_data
+from stratum.data.source import Dataset, DataSpec, load_data, survey_data
+from stratum_models.errors import UserError
 from stratum_models.interface import SemanticTarget
 
 
@@ -102,6 +106,54 @@ def test_labelme_shapes(tmp_path: Path) -> None:
     assert abs((masks["1"] == 2).sum() - np.pi * 16) < 4
     assert (masks["1"][:2, :3] == 255).all()
     assert not masks["2"].any()
+
+
+def png(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize("values", ["bilevel", "grey"])
+def test_labelme_masks(tmp_path: Path, values: str) -> None:
+    pixels = np.random.default_rng(0).random((4, 6)) < 0.5
+    mask = {**shape("rock", [[3, 2], [8, 5]], "mask"), "mask": png(pixels if values == "bilevel" else pixels.astype(np.uint8))}
+    for i in range(2):
+        picture(tmp_path / f"{i}.png", i)
+        labelme(tmp_path / f"{i}.json", [mask, shape("rock", [[0, 0], [2, 2]], "line")])
+    data = load_data(DataSpec(uri=str(tmp_path)))
+    expected = np.zeros((12, 16), dtype=int)
+    expected[2:6, 3:9] = pixels
+    np.testing.assert_array_equal(masks_of(data)["0"], expected)
+    assert [p.kind for p in data.problems] == ["shape left out"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"mask": "no base64"}, "shape 0 (rock): "),
+        ({"mask": base64.b64encode(b"no picture").decode()}, "its mask is no whole PNG"),
+        ({"points": [[3, 2], [9, 5]]}, "its mask has 6x4 pixels, its box 7x4"),
+        ({"points": [[12, 2], [17, 5]]}, "does not lie in the image of 16x12 pixels"),
+    ],
+)
+def test_labelme_masks_that_cannot_be_used(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    picture(tmp_path / "0.png", 0)
+    labelme(tmp_path / "0.json", [{**shape("rock", [[3, 2], [8, 5]], "mask"), "mask": png(np.ones((4, 6), dtype=bool)), **change}])
+    (problem, *_) = survey_data(DataSpec(uri=str(tmp_path))).errors
+    assert (problem.kind, problem.uri) == ("broken label", str(tmp_path / "0.json"))
+    assert says in problem.detail
+
+
+def test_a_broken_first_file_leaves_the_others_labelmes(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", i)
+        labelme(tmp_path / f"{i}.json", [shape("rock", [[2, 3], [8, 3], [8, 9]])])
+    (tmp_path / "0.json").write_text('{"shapes": [')
+    with pytest.raises(UserError, match=rf"unreadable file: {tmp_path}/0.json"):
+        load_data(DataSpec(uri=str(tmp_path)))
+    data = load_data(DataSpec(uri=str(tmp_path), skip_broken=True))
+    assert (data.classes, len(data.train) + len(data.val)) == (("background", "rock"), 2)
 
 
 def test_labelme_folders_and_named_classes(tmp_path: Path) -> None:

@@ -170,6 +170,8 @@ def test_splits_divide_images_with_and_without_instances_alike(empty: list[bool]
     assert len(val) == min(max(round(len(records) * fraction), 1), len(records) - 1)
     expected = len(val) * sum(empty) / len(empty)
     assert abs(sum(not r.labels for r in val) - expected) <= 1
+    if len(empty) - sum(empty) > 1:
+        assert all(any(r.labels for r in part) for part in (train, val))
     assert [r.uri for r in split(records[::-1], fraction, seed)[1]] == [r.uri for r in val][::-1]
 
 
@@ -178,6 +180,15 @@ def test_splits_follow_the_seed(tmp_path: Path) -> None:
     first, again, other = (load_data(DataSpec(uri=uri, split_seed=seed, val_fraction=0.3)).val.uris for seed in (0, 0, 1))
     assert first == again != other
     assert len(first) == 6
+
+
+def test_a_part_of_negatives_alone_is_an_error(tmp_path: Path) -> None:
+    data_set(tmp_path, 3, name="train.json")
+    data_set(tmp_path, 2, empty=2, name="val.json")
+    with pytest.raises(UserError, match=f"no instances: {tmp_path}: none in the validation part: label some of its images"):
+        load_data(DataSpec(uri=str(tmp_path)))
+    one = data_set(tmp_path / "one", 3, empty=2)
+    assert [p.detail[:25] for p in survey_data(DataSpec(uri=one)).errors] == ["none in the training part"]
 
 
 def test_one_picture_cannot_be_split(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stratum.data.slag_scene import CLASSES
 from stratum.data.source import DataSpec, load_data
+from stratum.inference import classes
 from stratum.inference.classes import find_classes, labels_of
 from stratum.inference.masks import MaskResults, MaskWriter, shrunk
 from stratum.inference.work import BatchSpec, Found, Work
@@ -55,6 +56,18 @@ def test_windows_give_what_the_whole_gives() -> None:
         assert labels_of(found).dtype == torch.uint8
         assert torch.equal(labels_of(found).long(), thirds(image))
     assert all(isinstance(found, SemanticPrediction) for found in find_classes(model, images))
+
+
+def test_no_more_images_are_predicted_together_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((10, 10), (10, 30), (10, 5), (10, 5), (50, 50), (10, 10))]
+    monkeypatch.setattr(classes, "TOGETHER", 400)
+    model = ByBrightness()
+    calls: list[int] = []
+    predict = model.predict
+    monkeypatch.setattr(model, "predict", lambda given: calls.append(len(given)) or predict(given))  # type: ignore[func-returns-value]
+    found = find_classes(model, images)
+    assert calls == [2, 2, 1, 1]
+    assert all(torch.equal(labels_of(one).long(), thirds(image)) for one, image in zip(found, images, strict=True))
 
 
 class Oracle(ByBrightness):

@@ -41,5 +41,5 @@ def test_another_run_is_not_resumed(spec: BatchSpec, change: dict[str, object]) 
     done_before(spec, "abc", WORKS)
     with pytest.raises(UserError, match=next(iter(change))):
         done_before(replace(spec, **change), "abc", WORKS)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="weights_sha256"):
+    with pytest.raises(UserError, match="manifest_sha256"):
         done_before(spec, "def", WORKS)

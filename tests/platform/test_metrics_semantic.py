@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,16 @@ def slow_figures(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> di
     present = [i for i in range(classes) if sum(p[i])]
     column = [sum(p[j][i] for j in range(classes)) for i in range(classes)]
     iou = {i: p[i][i] / (sum(p[i]) + column[i] - p[i][i]) for i in present}
+    dice = {i: 2 * p[i][i] / (sum(p[i]) + column[i]) for i in present}
+    foreground = [dice[i] for i in present if i]
     return {
         "val/miou": sum(iou.values()) / len(present),
         "val/mpa": sum(p[i][i] / sum(p[i]) for i in present) / len(present),
         "val/pa": sum(p[i][i] for i in present) / sum(map(sum, p)),
-        "val/dice": sum(2 * p[i][i] / (sum(p[i]) + column[i]) for i in present) / len(present),
+        "val/dice": sum(dice.values()) / len(present),
+        "val/foreground_dice": sum(foreground) / len(foreground),
         **{f"val/iou_{NAMES[i]}": iou[i] for i in present},
+        **{f"val/dice_{NAMES[i]}": dice[i] for i in present},
     }
 
 
@@ -108,6 +113,18 @@ def test_workers_are_merged_and_repeated_images_counted_once() -> None:
     assert len(first.state()) == 5
     with pytest.raises(ValueError, match="not of 2 classes"):
         SemanticEvaluator(("a", "b")).merge(first.state())
+
+
+def test_refined_patches_are_averaged_over_images_where_all_have_some() -> None:
+    labelled = np.zeros((4, 4), dtype=int)
+    target, plain = SemanticTarget(mask=torch.from_numpy(labelled)), probabilities(labelled, 3)
+    evaluator, other = SemanticEvaluator(NAMES), SemanticEvaluator(NAMES)
+    evaluator.update([replace(plain, refined=0), replace(plain, refined=3)], [target, target], ["a", "b"])
+    other.update([replace(plain, refined=9)], [target], ["b"])
+    evaluator.merge(json.loads(json.dumps(other.state())))
+    assert evaluator.compute()["val/patches"] == 1.5
+    evaluator.update([plain], [target], ["c"])
+    assert "val/patches" not in evaluator.compute()
 
 
 def test_images_without_a_key_are_all_counted() -> None:

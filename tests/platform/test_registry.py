@@ -14,6 +14,7 @@ from PIL import Image
 from stratum import storage
 from stratum.registry import fetch_package, log_package, promote
 from stratum.registry.promotion import Candidate, choose, parse_limits, usual_metric
+from stratum.registry.pyfunc import PackageModel
 from stratum.tracking import client_for, open_run, tracking_uri
 from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
@@ -83,8 +84,20 @@ def test_the_same_weights_with_another_threshold_are_another_package(store: str,
     for threshold in (0.3, 0.6):
         folder = make(score_threshold=threshold)
         with open_run("registry", "train") as run:
-            log_package(run.run_id, folder)
-        assert load_manifest(fetch_package(f"runs:/{run.run_id}/package")).score_threshold == threshold
+            uri = log_package(run.run_id, folder, "thresholds")
+        for name in (uri, f"runs:/{run.run_id}/package"):
+            assert load_manifest(fetch_package(name)).score_threshold == threshold
+    client_for(store).delete_model_version_tag("thresholds", "1", "manifest_sha256")  # as of a version of an earlier release
+    assert load_manifest(fetch_package("models:/thresholds/1")).score_threshold == 0.3
+
+
+def test_a_run_that_logs_its_package_again_has_the_figures_of_the_last(store: str, make: PackageMaker) -> None:
+    with open_run("registry", "train") as run:
+        for latency in (30.0, 20.0):
+            folder = make(cost={"latency_ms": latency})
+            assert log_package(run.run_id, folder, "again") == "models:/again/1"
+            assert same(fetch_package("models:/again/1"), folder)
+    assert client_for(store).get_model_version("again", "1").tags["cost/latency_ms"] == "20.0"
 
 
 def test_a_package_on_s3(s3_env: object, make: PackageMaker) -> None:
@@ -155,6 +168,15 @@ def test_mlflow_itself_can_load_and_call_the_model(store: str, make: PackageMake
         assert len(answer["masks"]) == len(answer["boxes"]) == len(answer["scores"])
     with pytest.raises(UserError, match="shape"):
         model.predict([np.zeros((4, 4, 7), dtype=np.uint8)])
+
+
+@pytest.mark.parametrize("scale", [1 / 255, -1.0, 300.0, np.nan])
+def test_pixels_that_are_no_whole_numbers_are_refused(make: PackageMaker, scale: float) -> None:
+    model = PackageModel(load_package(make()))
+    pixels = np.random.default_rng(0).integers(1, 255, (64, 80, 3)).astype(np.float64)
+    assert model.predict([pixels])[0]["size"] == [64, 80]
+    with pytest.raises(UserError, match=r"holds float64 \(.* to .*\): give whole numbers, 0 to 255"):
+        model.predict([pixels * scale])
 
 
 SERVER = """
@@ -234,3 +256,15 @@ def test_versions_measured_on_other_data_are_pointed_out(store: str, make: Packa
         with open_run("registry", "train") as run:
             log_package(run.run_id, folder, "other-data")
     assert "2 different data sets" in promote("other-data", "val/mask_ap50").warnings[0]
+
+
+def test_versions_timed_on_other_machines_are_pointed_out(store: str, make: PackageMaker) -> None:
+    for device in ("one", "other"):
+        cost = {"cost/latency_ms": 30.0, "cost/params": 2e6}
+        folder = make(metrics={"val/mask_ap50": 0.5}, cost=cost, cost_setting={"device": device, "threads": "2"})
+        with open_run("registry", "train") as run:
+            log_package(run.run_id, folder, "other-machine")
+    (warning,) = promote("other-machine", "val/mask_ap50", ["cost/latency_ms=40", "cost/params=3e6"]).warnings
+    where = "device one, threads 2; device other, threads 2"
+    assert warning == f"the versions were measured on {where}: their cost/latency_ms is not comparable"
+    assert promote("other-machine", "val/mask_ap50").warnings == ()

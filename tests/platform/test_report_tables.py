@@ -4,6 +4,7 @@ import re
 import pytest
 
 from stratum.report.tables import INDEXES, ablation_table, index_table, markdown_table, text_table
+from stratum.tuning.studies import STUDIES
 from stratum_models.catalog import CATALOG
 from stratum_models.losnet.paper import table_rows
 
@@ -47,6 +48,23 @@ def test_columns_without_any_figure_are_left_out_and_the_rest_line_up() -> None:
     last = [line.rstrip() for line in table.splitlines() if line.startswith(("GN", "BN"))]
     assert len({len(line) for line in last}) == 1
     assert all(line == line.rstrip() for line in table.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("classes", "column"),
+    [
+        (("membrane", "synapse", "glia_extracellular"), ["73.6", "49.1"]),
+        (("background", "pleural effusion"), ["48.8", "14.6"]),
+        (("ore",), ["73.6", "49.1"]),
+    ],
+)
+def test_a_paper_of_two_data_sets_shows_the_one_with_our_classes(classes: tuple[str, ...], column: list[str]) -> None:
+    metrics = {"val/miou": 0.5, **{f"val/iou_{name}": 0.25 for name in classes}}
+    rows = [{"name": name, "metrics": found, "paper": CATALOG["hrnet_w18_arsm"].paper} for name, found in (("a", metrics), ("not run", {}))]
+    table = ablation_table(rows, figures=STUDIES["arsm"].figures)
+    assert cells(table.splitlines()[-1])[:-2] == ["not run", "-", column[0], *(["-"] if "ore" not in classes else []), column[1]]
+    index = index_table(rows[:1], INDEXES["semantic"])
+    assert next(cells(line) for line in index.splitlines() if line.startswith("mean IoU"))[1:] == ["50.0", column[0]]
 
 
 def test_markdown_is_a_table() -> None:

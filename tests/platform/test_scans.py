@@ -52,6 +52,54 @@ def test_a_window_of_a_tiff_is_that_of_the_whole(tmp_path: Path, kind: str, deep
         assert torch.equal(read_image(str(path), depth), expected)
 
 
+COLOURS = np.random.default_rng(1).integers(0, 65536, (3, 256), dtype=np.uint16)
+STORED: dict[str, tuple[int, dict[str, Any]]] = {  # channels, and what a file says of them
+    "white is 0": (1, {"photometric": "miniswhite"}),
+    "black is 0": (1, {"photometric": "minisblack"}),
+    "palette": (1, {"photometric": "palette", "colormap": COLOURS}),
+    "JPEG's YCbCr": (3, {"photometric": "ycbcr", "compression": "jpeg"}),
+    "JPEG in RGB": (3, {"photometric": "rgb", "compression": "jpeg"}),
+    "a fourth channel": (4, {"photometric": "rgb", "extrasamples": ["unspecified"]}),
+    "alpha": (4, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+    "premultiplied": (4, {"photometric": "rgb", "extrasamples": ["assocalpha"]}),
+    "grey and another": (2, {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unspecified"]}),
+    "grey and alpha": (2, {"photometric": "miniswhite", "planarconfig": "contig", "extrasamples": ["unassalpha"]}),
+}
+EIGHT_BITS = ("palette", "JPEG's YCbCr", "JPEG in RGB")
+
+
+@pytest.mark.parametrize(("kind", "deep"), [(k, deep) for k in STORED for deep in (False, True) if not deep or k not in EIGHT_BITS])
+def test_colours_are_those_of_the_same_file_read_whole(tmp_path: Path, kind: str, deep: bool) -> None:
+    channels, options = STORED[kind]
+    pixels = np.random.default_rng(0).integers(0, 65536 if deep else 256, (HEIGHT, WIDTH, channels), dtype=np.uint16 if deep else np.uint8)
+    pixels = pixels[..., 0] if channels == 1 else pixels
+    path = tmp_path / "a.tif"
+    for place in ({"tile": (64, 64)}, {"rowsperstrip": 64}):  # the second can be mapped, where it is not compressed
+        tifffile.imwrite(path, pixels, **options, **place)  # type: ignore[arg-type]
+        with open_scan(str(path)) as scan:
+            assert torch.equal(scan.read(PART), PART.of(read_image(str(path))))
+
+
+def test_what_colours_mean(tmp_path: Path) -> None:
+    grey = picture()[..., 0]
+    expected = {"white is 0": 255 - grey, "black is 0": grey, "palette": (COLOURS >> 8).T[grey]}
+    for kind, colours in expected.items():
+        tifffile.imwrite(tmp_path / "a.tif", grey, **STORED[kind][1])
+        found = read_image(str(tmp_path / "a.tif")).permute(1, 2, 0).numpy()
+        assert np.array_equal(found, colours if colours.ndim == 3 else np.repeat(colours[..., None], 3, -1))
+    deep = np.full((20, 20, 4), 60000, np.uint16)
+    deep[..., 3] = 30000
+    for meaning, value in (("unspecified", 233), ("unassalpha", 245), ("assocalpha", 255)):
+        tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", extrasamples=[meaning])
+        assert read_image(str(tmp_path / "a.tif")).unique().tolist() == [value]
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("separated", 4), ("cielab", 3), ("ycbcr", 3)])
+def test_colours_of_other_kinds_are_refused(tmp_path: Path, kind: str, channels: int) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((HEIGHT, WIDTH, channels), np.uint8), photometric=kind)
+    assert f"colours stored as {kind.upper()} " in refuse(tmp_path, "a.tif")
+
+
 def test_of_a_pyramid_the_finest_level_is_read(tmp_path: Path) -> None:
     pixels = picture()
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
@@ -115,9 +163,10 @@ def test_a_damaged_tile_is_named(tmp_path: Path) -> None:
 
 def test_which_files_are_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tifffile.imwrite(tmp_path / "a.tif", picture())
-    (tmp_path / "broken.tif").write_bytes(b"nothing")
     assert not is_scan(str(tmp_path / "a.tif"))
-    assert not is_scan(str(tmp_path / "broken.tif"))
+    for data in (b"nothing", b"", (tmp_path / "a.tif").read_bytes()[:5], (tmp_path / "a.tif").read_bytes()[:11]):
+        (tmp_path / "broken.tif").write_bytes(data)
+        assert not is_scan(str(tmp_path / "broken.tif"))
     assert not is_scan("synthetic://vessels?images=1")
     assert is_scan("/x/a.zarr")
     monkeypatch.setattr(scans, "MAX_PIXELS", HEIGHT * WIDTH - 1)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stratum.inference.bands import BandStudy
+from stratum.inference.bands import BandRule, BandStudy
 from stratum.slag import class_areas, class_map, measure_slag
 from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX, SemanticPrediction, SemanticTarget
@@ -211,12 +211,23 @@ def test_heights_are_compared_with_those_of_the_labels() -> None:
         return draw(90, 50, 60, height, 60 - height)
 
     bare = np.where(tube(20) == SLAG, TUBE, tube(20))
-    bands = BandStudy(CLASSES)
+    bands = BandStudy(CLASSES, BandRule(mm_per_px=0.5))
     for found, labelled in ((tube(24), tube(20)), (tube(30), tube(36)), (bare, tube(20)), (tube(20), bare)):
         bands.add(found, labelled)
     metrics = bands.metrics()
     assert metrics["val/slag_height_error_px"] == pytest.approx(5.0, abs=0.5)
     assert metrics["val/slag_missed"] == 1
     assert np.array(bands.record()["slag"]["heights_px"]) == pytest.approx(np.array([[24, 20], [30, 36]]), abs=1.0)
-    assert bands.rows() == [("height of the slag band, median of 2 images", "27.0 px", "28.0 px")]
-    assert BandStudy(CLASSES).rows() == []
+    assert metrics["val/slag_height_error_mm"] == pytest.approx(metrics["val/slag_height_error_px"] / 2)
+    name = "height of the slag band, median of 2 images"
+    assert bands.rows() == [(name, "27.0 px", "28.0 px"), (name, "13.5 mm", "14.0 mm")]
+    assert BandStudy(CLASSES, BandRule()).rows() == []
+
+
+def test_the_classes_may_have_other_names() -> None:
+    found, names = draw(90, 50, 60, 20, 40), [{"tube": "pipe", "slag": "crust"}.get(name, name) for name in CLASSES]
+    rule = BandRule(tube_class="pipe", slag_class="crust", tube_diameter_mm=30)
+    assert rule.band(found, names) == BandRule(tube_diameter_mm=30).band(found, CLASSES)
+    assert rule.band(found, names)[0] is not None
+    assert BandRule().band(found, names) == (None, "")
+    assert rule.unfit(CLASSES) == ["tube_diameter_mm", "tube_class", "slag_class"]

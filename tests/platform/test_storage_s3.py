@@ -253,3 +253,10 @@ def test_ray_gets_a_file_system_that_writes_where_we_read(bucket: str) -> None:
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
     assert secret not in pickle.dumps(filesystem)
     assert storage.ray_filesystem(bucket)[1] == bucket[5:]
+
+
+def test_rays_file_system_trusts_whom_we_trust(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "own.pem"))
+    filesystem, _ = storage.ray_filesystem(bucket)
+    assert filesystem is not None
+    assert filesystem.__reduce__()[1][0]["tls_ca_file_path"] == str(tmp_path / "own.pem")

@@ -1,6 +1,5 @@
 """Tracking against a real sqlite store and a real MLflow server that goes away and comes back."""
 
-import os
 import pickle
 import shlex
 import signal
@@ -10,23 +9,19 @@ import sys
 import textwrap
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
+from mlflow_server import Server, running_server
 from sqlalchemy.exc import OperationalError
 
 from stratum.tracking import RunLogger, check_reachable, client_for, close_stale_runs, flatten, open_run, tracking_uri, ui_command
 from stratum.tracking.delivery import Outbox, deliver_leftovers, metric_item, spool_folder
-from stratum.tracking.stale import HOST, PID, STARTED, is_abandoned, owner_tags
+from stratum.tracking.stale import ALIVE, HOST, PID, STARTED, is_abandoned, owner_tags
 from stratum.tracking.store import one_line_errors, shown
 from stratum_models.errors import UserError
-
-START_SECONDS = 150  # importing MLflow twice takes a while on a busy machine
 
 
 @pytest.fixture(autouse=True)
@@ -221,6 +216,26 @@ def test_only_dead_processes_of_this_machine_are_abandoned() -> None:
     assert is_abandoned({**tags, PID: str(ended.pid)})
 
 
+def test_a_silent_run_of_another_machine_is_closed_with_what_is_below(store: str) -> None:
+    with open_run("ore", "sweep") as sweep, open_run("ore", "trial", parent_id=sweep.run_id) as trial:
+        client = client_for(store)
+        client.set_tag(sweep.run_id, HOST, "another")
+        assert close_stale_runs(store) == []
+        client.set_tag(sweep.run_id, ALIVE, str(time.time() - 1000))
+        assert close_stale_runs(store) == [sweep.run_id]
+        assert {status_of(store, run.run_id) for run in (sweep, trial)} == {"KILLED"}
+
+
+def test_a_run_says_that_its_process_is_alive(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stratum.tracking.stale.BEAT_SECONDS", 0.01)
+    with open_run("ore", "run") as run:
+        client_for(store).set_tag(run.run_id, ALIVE, "0")
+        end = time.monotonic() + 30
+        while client_for(store).get_run(run.run_id).data.tags[ALIVE] == "0":
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
 def test_what_the_store_refuses_does_not_hold_up_the_rest(store: str, caplog: pytest.LogCaptureFixture) -> None:
     with open_run("ore", "run") as run:
         run.log_metrics({"bad[name]": 1.0, "good": 2.0})
@@ -318,56 +333,11 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
             pytest.fail("a run was opened")
 
 
-class Server:
-    """A real MLflow server that can be stopped and started again on the same port and store."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.uri, self._folder, self._port = f"http://127.0.0.1:{port}", folder, port
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
-        command += [
-            "--backend-store-uri",
-            f"sqlite:///{self._folder}/server.db",
-            "--artifacts-destination",
-            str(self._folder / "artifacts"),
-        ]
-        with open(self._folder / "server.log", "ab") as log:
-            environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, env=environment)
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        raise TimeoutError((self._folder / "server.log").read_text()[-2000:])
-
-    def stop(self) -> None:
-        if self._process is None:
-            return
-        family = [*psutil.Process(self._process.pid).children(recursive=True), psutil.Process(self._process.pid)]
-        for process in family:
-            process.kill()
-        self._process.wait(30)
-        psutil.wait_procs(family[:-1], 30)
-        self._process = None
-
-
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Server(tmp_path, port)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    try:
-        server.start()
+    with running_server(tmp_path) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.mark.timeout(600)

@@ -20,7 +20,7 @@ from stratum.data.source import DataSpec
 from stratum.data.transforms import NONE
 from stratum.tracking import RunLogger, open_run
 from stratum.training.context import Context, LocalContext
-from stratum.training.distributed import check_cluster, on_workers, run_distributed, work
+from stratum.training.distributed import check_cluster, in_a_task, on_workers, run_distributed, work
 from stratum.training.engine import TrainResult, train
 from stratum.training.errors import NonFiniteLossError
 from stratum.training.evaluation import Batch
@@ -28,6 +28,7 @@ from stratum.training.progress import say_nothing
 from stratum.training.ray_context import RayContext
 from stratum.training.run import claim, run_local
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
+from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
 from stratum_models.interface import Prediction, SegmentationModel, SemanticPrediction, SemanticTarget, Target
 
@@ -146,12 +147,29 @@ def train_pixelwise(train_spec: TrainSpec, poison: bool, context: Context) -> Le
     return losses(result), {name: value.flatten().tolist() for name, value in model.state_dict().items()}
 
 
+def train_both_stages(train_spec: TrainSpec, context: Context) -> list[dict[str, list[list[float]]]]:
+    """The weights of each stage on each rank, after each epoch."""
+    torch.manual_seed(0)
+    model = build_model("two_stage_debug", num_classes=2, overrides={"stage1_share": 0.4})
+    seen = []
+
+    def look(evaluated: nn.Module) -> dict[str, float]:
+        stages = {name: torch.cat([p.flatten() for p in getattr(evaluated, name).parameters()]) for name in ("stage1", "stage2")}
+        seen.append({name: context.gather(weights.tolist()) for name, weights in stages.items()})
+        return {}
+
+    train(model, Share(context), look, replace(train_spec, ema_decay=0.0, evaluate_every=1), context, best_metric="val/miou")
+    return seen
+
+
 def fail_then_learn(train_spec: TrainSpec, folder: Path, context: RayContext) -> None:
     with pytest.raises(NonFiniteLossError) as failed:
         train_pixelwise(TRAIN, True, context)
     learned = train_pixelwise(train_spec, False, context)
+    context.latest_checkpoint = lambda: None  # type: ignore[method-assign]  # of the other network
+    stages = train_both_stages(train_spec, context)
     if context.rank == 0:
-        torch.save(learned, folder / "learned.pt")
+        torch.save((*learned, stages), folder / "learned.pt")
     raise failed.value
 
 
@@ -159,11 +177,15 @@ def test_two_workers_stop_together_and_learn_what_one_does(spec: RunSpec, tmp_pa
     accumulated = replace(TRAIN, accumulate=2, batch_size=8)
     with pytest.raises(NonFiniteLossError, match=r"step 2 on rank 1 \(loss_pixel nan\)"):
         on_workers(partial(fail_then_learn, accumulated, tmp_path), replace(spec, num_workers=2, cpus_per_worker=0.5))
-    losses_by_two, weights_by_two = torch.load(tmp_path / "learned.pt")
+    losses_by_two, weights_by_two, stages = torch.load(tmp_path / "learned.pt")
     losses_by_one, weights_by_one = train_pixelwise(accumulated, False, LocalContext(str(tmp_path / "one")))
     assert losses_by_two == pytest.approx(losses_by_one, rel=1e-5)
     for name, value in weights_by_one.items():
         assert weights_by_two[name] == pytest.approx(value, rel=1e-4, abs=1e-6)
+    assert all(one == other for epoch in stages for one, other in epoch.values())
+    first, changed, last = ({name: ranks[0] for name, ranks in epoch.items()} for epoch in stages)
+    assert first["stage1"] != changed["stage1"] == last["stage1"]  # stage 2 takes over within the second epoch
+    assert first["stage2"] != changed["stage2"] != last["stage2"]
 
 
 def mistaken(folder: Path, context: RayContext) -> None:
@@ -179,6 +201,14 @@ def test_a_users_error_is_not_tried_again(spec: RunSpec, tmp_path: Path) -> None
     with pytest.raises(UserError, match="the label of image 7 is torn"):
         on_workers(partial(mistaken, attempts), replace(spec, num_workers=2, cpus_per_worker=0.5))
     assert len(list(attempts.iterdir())) == 1
+
+
+def assigned() -> dict[str, float]:
+    return dict(ray.get_runtime_context().get_assigned_resources())
+
+
+def test_a_task_has_what_it_asks_for() -> None:
+    assert in_a_task(assigned, cpus=0.5, gpu=False) == {"CPU": 0.5}
 
 
 def test_a_local_ray_is_known_by_its_mark(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

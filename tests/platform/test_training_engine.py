@@ -266,7 +266,37 @@ def test_a_run_without_progress_stops_early(tmp_path: Path) -> None:
     result, _ = run(tmp_path, spec, norm=False)
     assert result.epochs == 3
     assert result.best_epoch == 2  # of equals, the last
+    assert result.kept_epoch == 3
+    assert dataclasses.replace(result, best_epoch=None).kept_epoch == 3  # nothing was evaluated
     assert result.stop_reason.startswith("early stopping: val/miou")
+
+
+class InTwoParts(Pixelwise):
+    """Something of it learns only after two fifths of training."""
+
+    fraction = 0.0
+
+    @property
+    def unlearnt(self) -> str:
+        return "the rest" if self.fraction < 0.5 else ""
+
+    def set_progress(self, fraction: float) -> None:
+        self.fraction = fraction
+
+
+def test_the_best_is_one_of_the_last_part_of_training(tmp_path: Path) -> None:
+    def trained(folder: Path, values: list[float], **changes: object) -> TrainResult:
+        left = iter(values)
+        spec = dataclasses.replace(SPEC, ema_decay=0.0, **changes)  # type: ignore[arg-type]
+        context = LocalContext(str(folder))
+        return train(InTwoParts(), Pictures(4), lambda _: {"val/miou": next(left)}, spec, context, best_metric="val/miou")
+
+    result = trained(tmp_path / "whole", [0.9, 0.8, 0.3, 0.5, 0.4])
+    assert (result.best_epoch, result.metrics["val/miou"], result.stop_reason) == (3, 0.5, "all epochs done")
+    patient = trained(tmp_path / "patient", [0.9, 0.8, 0.7, 0.5, 0.4], patience=1)
+    assert (patient.epochs, patient.best_epoch) == (4, 2)  # it waits for the last part
+    late = trained(tmp_path / "late", [0.9], time_budget_s=1e-9)
+    assert late.stop_reason.endswith("stopped after 1 of 5 epochs; the rest has not learnt yet")
 
 
 def test_a_spent_time_budget_stops_the_run_with_an_evaluation(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stratum.metrics.names import BEST_METRIC
-from stratum.metrics.semantic import SemanticEvaluator, iou_name
+from stratum.metrics.semantic import SemanticEvaluator, class_metric
 from stratum.training.context import LocalContext
 from stratum.training.evaluation import collect, evaluate, evaluator_for
 from stratum_models.catalog import build_model
@@ -53,5 +53,5 @@ def test_ranks_share_one_confusion_matrix() -> None:
     assert merged.compute() == pytest.approx(alone.compute(), nan_ok=True)
     figures = evaluate(model, first, evaluator_for("semantic", CLASSES), LocalContext("/nowhere"))
     assert BEST_METRIC["semantic"] in figures
-    assert iou_name(CLASSES[1]) == "val/iou_rock_glomero"  # MLflow allows no plus sign
-    assert iou_name(CLASSES[1]) in figures
+    assert class_metric("iou", CLASSES[1]) == "val/iou_rock_glomero"  # MLflow allows no plus sign
+    assert class_metric("iou", CLASSES[1]) in figures

@@ -18,8 +18,10 @@ from stratum.training.errors import NonFiniteLossError
 from stratum.training.journal import Journal
 from stratum.training.optim import build_optimizer, parameter_groups
 from stratum.training.progress import Progress, duration
+from stratum.training.ray_context import synchronised
 from stratum.training.schedule import learning_rate
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec, from_dict, to_dict
+from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
 
 PLAIN = TrainSpec(epochs=10, learning_rate=0.5, warmup_epochs=0, schedule="constant")
@@ -145,6 +147,18 @@ def test_a_run_survives_json() -> None:
 def test_synchronised_batchnorm_needs_gpus() -> None:
     with pytest.raises(UserError, match="sync_bn"):
         RunSpec(data=DataSpec(uri="d"), model=ModelSpec(), train=TrainSpec(sync_bn=True), storage="s", experiment="e", name="n")
+
+
+@pytest.mark.parametrize(("name", "options"), [("losnet_debug", {"score_threshold": 0.0}), ("slag_deeplab_debug", {})])
+def test_synchronised_batchnorm_keeps_the_activations(name: str, options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=2, overrides=options).eval()
+    image = torch.rand(3, 64, 64)
+    before = model.predict([image])[0]
+    after = synchronised(model).predict([image])[0]  # type: ignore[operator]
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    for value, wanted in zip(vars(after).values(), vars(before).values(), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0)
 
 
 def test_progress_says_what_one_wants_to_know() -> None:

@@ -6,11 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from stratum import storage
 from stratum.data.records import Problem
 from stratum.data.source import DataSpec, load_data
 from stratum.data.transforms import NONE, AugmentSpec
 from stratum.inference.assess import assess
-from stratum.training.run import check, claim, claimed, claimed_options, report_problems, resolved, run_folder, run_local
+from stratum.training.run import (
+    RUN_FILE,
+    check,
+    check_unchanged,
+    claim,
+    claimed,
+    claimed_options,
+    report_problems,
+    resolved,
+    run_folder,
+    run_local,
+)
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction
@@ -65,20 +77,36 @@ def test_half_precision_is_what_is_evaluated(spec: RunSpec) -> None:
     assert all(torch.equal(value, value.half().float()) for value in weights)
     found = assess(loaded, load_data(spec.data).val).metrics
     assert found["val/mask_ap50"] == pytest.approx(result.metrics["val/mask_ap50"], abs=0.02)  # folded for speed: a pixel may differ
-    assert result.metrics["cost/train_step_ms"] > 0
+    assert result.metrics["train/step_ms"] > 0
 
 
 def test_what_is_left_out_is_named(spec: RunSpec) -> None:
     kinds = [("error", "missing file", "a.png"), ("warning", "clipped", "b.png"), ("warning", "clipped", "c.png")]
+    kinds += [("warning", "black and white", f"{i}.png") for i in range(7)]
     problems = [Problem(severity=severity, kind=kind, uri=uri, detail="why") for severity, kind, uri in kinds]  # type: ignore[arg-type]
     lines: list[str] = []
     report_problems(replace(load_data(spec.data), problems=problems), lines.append)
-    assert lines == ["left out: missing file: a.png: why", "warnings on the data: clipped (2)"]
+    assert lines == [
+        "left out: missing file: a.png: why",
+        "warnings on the data: black and white (7), clipped (2)",
+        *(f"warning: black and white: {i}.png: why" for i in range(5)),
+        "and 2 more of kind black and white: jobs/check_data.py lists them",
+    ]
 
 
 def test_a_jobs_options_are_kept_beside_the_spec(spec: RunSpec) -> None:
     claim(spec, "id", {"workers": 0})
     assert claimed_options(run_folder(spec)) == {"workers": 0}
+
+
+def test_a_run_does_not_go_on_with_other_data(spec: RunSpec) -> None:
+    data, noted = load_data(spec.data), f"{run_folder(spec)}/{RUN_FILE}"
+    claim(spec, "id", {}, data.fingerprint)
+    check_unchanged(noted, data, spec.data)
+    with pytest.raises(UserError, match=r"have changed since .*/run was begun: restore them, or start anew"):
+        check_unchanged(noted, replace(data, fingerprint="other"), spec.data)
+    storage.write_json(noted, {name: value for name, value in storage.read_json(noted).items() if name != "data_fingerprint"})
+    check_unchanged(noted, replace(data, fingerprint="other"), spec.data)  # of an earlier version
 
 
 def test_fine_tuning_takes_other_classes(spec: RunSpec) -> None:

@@ -254,6 +254,11 @@ def test_a_wrong_spec_is_refused(changes: dict[str, object], said: str) -> None:
         AugmentSpec(**changes)  # type: ignore[arg-type]
 
 
+def test_long_thin_images_are_trained_on_at_the_size_of_prediction() -> None:
+    thin = replace(BLANK, image=torch.zeros(3, 8, 400, dtype=torch.uint8), target=instances(torch.zeros(0, 8, 400, dtype=torch.bool)))
+    assert build_train_transform(resolve_augmentation("none", 32), 0)(thin).image.shape == (3, 3, 128)
+
+
 def test_presets_by_name() -> None:
     assert resolve_augmentation("paper") is PAPER
     assert resolve_augmentation("paper", 320) is PAPER
@@ -261,6 +266,8 @@ def test_presets_by_name() -> None:
     scaled, cut = resolve_augmentation("none", 320), resolve_augmentation("strong", 320)
     assert (scaled.short_sides, scaled.crop) == ((320,), None)
     assert (cut.short_sides, cut.crop) == ((320,), 320)
+    as_it_is = resolve_augmentation("strong", 0)
+    assert (as_it_is.short_sides, as_it_is.scale, as_it_is.crop) == ((), 1.0, 256)
     with pytest.raises(UserError, match=r"'strange'.*none, paper, strong"):
         resolve_augmentation("strange")
     assert set(PRESETS) == {"none", "paper", "strong", "two_stage"}

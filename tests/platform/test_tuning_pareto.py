@@ -47,6 +47,10 @@ def test_utility_prices_doublings() -> None:
     assert trade.utility(0.5, small) == pytest.approx(0.5)
     assert trade.utility(0.5, large) == pytest.approx(0.5 - 2 * 0.02 - 0.01)
     assert trade.utility(0.5, {}) == pytest.approx(0.5)
+    assert trade.words == "multiply-adds and size"
+    timed = Tradeoff(macs_price=0.02, size_price=0, time_price=0.1, reference_macs=1e9, reference_size_mb=10)
+    assert timed.utility(0.5, {**large, "cost/relative_time": 0.5}) == pytest.approx(0.5 - 2 * 0.02 + 0.1)
+    assert timed.words == "multiply-adds and time"
     assert trade.utility(math.nan, small) == -math.inf
 
 

@@ -100,6 +100,11 @@ def test_models_of_ones_own() -> None:
     plain, changed = own_variant("mask_rcnn_r50", {"input_short": 64, "norm": "gn"}), own_variant("losnet:head_convs=1+fpn_convs=yes")
     assert (plain.name, plain.overrides) == ("mask_rcnn_r50", {"input_short": 64})  # Mask R-CNN has no such norm
     assert (changed.name, changed.preset) == ("losnet-head_convs=1-fpn_convs=yes", "losnet")
+    staged = own_variant("two_stage:stage2=unet_s2:width=32,loss=ce+prior=yes")
+    assert (staged.name, staged.overrides) == (
+        "two_stage-stage2=unet_s2-width=32-loss=ce-prior=yes",
+        {"stage2": "unet_s2:width=32,loss=ce", "prior": True},
+    )
     assert changed.overrides == {"head_convs": 1, "fpn_convs": True}
 
 

@@ -10,7 +10,9 @@ import torch
 
 from stratum.data.frequencies import RULES
 from stratum.tuning.space import Grid, ablation_grid, known, parse_tables, sampled_variant, search_space
-from stratum.tuning.studies import STUDIES, Study, find_study
+from stratum.tuning.studies import STUDIES, ImageFacts, Study, find_study
+from stratum.tuning.studies.fm_hrnet import NETWORKS as FM_HRNET_NETWORKS
+from stratum.tuning.studies.two_stage import PATCH, STAGE2
 from stratum_models import losnet
 from stratum_models.arsm.paper import PAPER_RESULTS
 from stratum_models.catalog import CATALOG, build_model, resolve_config
@@ -56,6 +58,14 @@ def test_every_network_is_of_the_studys_task_and_can_be_configured(study: Study)
             assert resolve_config(variant.preset, judgement.overrides) != resolve_config(variant.preset, variant.overrides)
 
 
+def test_benchmarks_and_sweeps_hold_a_network_against_the_same_row() -> None:
+    for model, preset in FM_HRNET_NETWORKS.items():
+        setting = CATALOG[preset].setting
+        assert CATALOG[preset].paper == fm_hrnet_paper.figures(model)
+        assert setting is not None
+        assert (setting.classes, setting.size) == (4, (512, 512))
+
+
 @pytest.mark.parametrize("table", ["backbone", "groups"])
 def test_networks_that_no_preset_has_are_built(table: str) -> None:
     # The others are presets, or differ from one by widths and switches that the models' own tests build.
@@ -95,9 +105,10 @@ def test_the_slag_papers_rows_are_there() -> None:
 
 @all_studies
 def test_columns_are_called_as_some_paper_calls_them(study: Study) -> None:
-    named = {name for one in STUDIES.values() for row in one.rows for name in row.paper or {}}
+    named = {name.rpartition("/")[2] for one in STUDIES.values() for row in one.rows for name in row.paper or {}}
     assert {figure.paper for figure in study.figures if figure.paper} <= named
-    assert not any(row.paper for row in study.rows) or any(study.accuracy.theirs({"paper": row.paper}) is not None for row in study.rows)
+    figures = {name.rpartition("/")[2] for row in study.rows for name in row.paper or {}}
+    assert not figures or study.accuracy.paper in figures
 
 
 @all_studies
@@ -142,13 +153,47 @@ def test_two_stages_train_once_what_differs_in_prediction_alone() -> None:
     grid = ablation_grid(study, tuple(study.tables))
     trained = [v for v in grid.variants if v.preset == "two_stage"]
     assert len(trained) == 12  # patches of three sizes, and each other value of scale, margin, uncertainty and prior
-    default = grid.get("t3-16-of-96x96")
+    default = grid.get("t3-all-of-96x96")
     judged = {key for judgement in default.judgements for key in judgement.rows}
-    assert {"t3/stage 1 alone", "t3/8 of 96x96", "pick/a quarter", "pick/confidence below 0.8"} <= judged
-    assert len({names_of(grid, key) for key in ("t3/8 of 96x96", "scale/4", "margin/0", "pick/8 patches", "prior/no")}) == 1
-    large = grid.get(names_of(grid, "t3/1 of 192x192"))
-    assert (large.rows, large.overrides["count"]) == (("t3/1 of 192x192",), 1)  # no row asks for the plain evaluation: the first is its own
-    assert [judgement.overrides["count"] for judgement in large.judgements] == [2, 4]
+    assert {"t3/stage 1 alone", "t3/1/2 of 96x96", "pick/a quarter", "pick/confidence below 0.8"} <= judged
+    assert len({names_of(grid, key) for key in ("t3/1/2 of 96x96", "scale/4", "margin/0", "pick/half, as a number", "prior/no")}) == 1
+    large = grid.get(names_of(grid, "t3/1/8 of 192x192"))
+    assert large.rows == ("t3/1/8 of 192x192", "t3/1/4 of 192x192")  # one patch, both
+    assert large.overrides["count"] == 1  # no row asks for the plain evaluation: the first is its own
+    assert [judgement.overrides["count"] for judgement in large.judgements] == [2, 3, 4]
+
+
+def test_two_stages_fit_the_images_and_classes() -> None:
+    study = STUDIES["two_stage"]
+    assert study.fit is not None
+    config = resolve_config(study.preset)
+    assert (vars(config)["patch"], vars(config)["stage2"]) == (PATCH, STAGE2)
+    small = study.fit(ImageFacts(least=(200, 140), median=(200, 200), classes=5), {})
+    grid = whole(small)
+    assert list(grid.left_out) == [f"t3/{share} of 192x192" for share in ("1/8", "1/4", "1/2", "3/4", "all")]
+    assert "larger than the images, which are 200x140" in grid.left_out["t3/all of 192x192"]
+    found = {key: one.overrides for v in grid.variants for one in (v, *v.judgements) for key in one.rows}
+    counts = {key: options.get("count") for key, options in found.items()}
+    assert [counts[f"t3/{share} of 48x48"] for share in ("1/8", "1/4", "1/2", "3/4", "all")] == [2, 4, 8, 11, 15]  # of 5 x 3
+    assert (counts["t3/all of 96x96"], counts["margin/8"], counts["t3/stage 1 alone"]) == (6, 3, 0)
+    assert found["pick/confidence below 0.9, half at most"]["cap"] == 3
+    assert found["uncertainty/margin max"]["uncertainty"] == "margin"
+    assert (small.choices["patch"], small.choices["uncertainty"]) == ((48, 96), ("distance", "entropy", "margin"))
+    tiny = study.fit(ImageFacts(least=(64, 64), median=(64, 64), classes=2), {"patch": "32"})
+    assert {key.partition("/")[0] for key in whole(tiny, {"patch": "32"}).left_out} == {"t3", "uncertainty"}
+
+
+def test_the_baselines_are_the_network_of_stage_2() -> None:
+    given = {"stage2": "unet_s2:width=16,loss=ce", "stage1": "fm_hrnet_v4"}
+    study = STUDIES["two_stage"].fit(None, given)  # type: ignore[misc]
+    grid = ablation_grid(study, ("3",), given)
+    full, sliding = grid.variants[:2]
+    assert (full.preset, full.overrides) == ("unet_s2", {"width": 16, "loss": "ce"})
+    assert (sliding.preset, sliding.overrides) == ("sliding", {"stage": "unet_s2:width=16,loss=ce"})
+    assert (study.reference, study.reference_options) == ("unet_s2", {"width": "16", "loss": "ce"})
+    asked = {**given, "width": "8", "stage": "unet_s2:width=4"}
+    grid = ablation_grid(STUDIES["two_stage"].fit(None, asked), ("3",), asked)  # type: ignore[misc]
+    assert [v.overrides for v in grid.variants[:2]] == [{"width": 8, "loss": "ce"}, {"stage": "unet_s2:width=4"}]
 
 
 def test_weights_of_the_classes_are_part_of_the_training() -> None:

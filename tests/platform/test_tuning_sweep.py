@@ -10,11 +10,13 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from stratum.data.source import DataSpec
+from stratum import cost
+from stratum.data.source import Dataset, DataSpec, load_data
 from stratum.tracking import open_run
+from stratum.training import appraise
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
 from stratum.tuning import trial
-from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measure, winner, with_costs
+from stratum.tuning.finalists import _whole_node, choose_finalists, keep_costs, measured, winner, with_costs
 from stratum.tuning.outcome import time_finalists
 from stratum.tuning.results import comparison, plot_effects, plot_front, problems, report_rows
 from stratum.tuning.space import ablation_grid
@@ -55,7 +57,7 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
     with open_run("sweeps", "tiny") as parent:
         rows, interrupted = run_sweep(sweep, parent.run_id, parent.uri, say=said.append)
         chosen = choose_finalists(rows, sweep)
-        costs = measure(chosen, sweep)
+        costs = measured(chosen, sweep)
     rows = with_costs(rows, costs)
     keep_costs(rows, costs)
     assert not interrupted
@@ -76,12 +78,14 @@ def test_a_sweep_with_a_failing_trial(ray_local: None, mlflow_sqlite: str, tmp_p
 
 @pytest.mark.timeout(900)
 def test_a_search_whose_trials_are_evaluated_now_and_then(ray_local: None, mlflow_sqlite: str, tmp_path: Path) -> None:
-    sweep = sweep_spec(tmp_path, space="search", trials=2, extra={"mask_convs": 1})
+    sweep = sweep_spec(tmp_path, space="search", trials=1, models=("losnet_debug",), extra={"mask_convs": 1})
     train = replace(sweep.base.train, evaluate_every=2)
     sweep = replace(sweep, base=replace(sweep.base, train=train, model=ModelSpec(preset="losnet_debug")), cost_size=(64, 64))
     with open_run("sweeps", "tiny") as parent:
         rows, _ = run_sweep(sweep, parent.run_id, parent.uri)
     assert [(row.state, row.error) for row in rows] == [("finished", "")] * 2
+    assert rows[0].name == "losnet_debug"  # what is named comes first, and is compared with what was drawn
+    assert rows[1].name.startswith("trial-")
     assert all({"val/mask_ap50", "sweep/utility", "train/step_ms"} <= set(row.metrics) for row in rows)
 
 
@@ -107,6 +111,24 @@ def test_a_semantic_network_is_trained_once_and_judged_as_each_row_asks(ray_loca
     assert [run.data.params["model.overrides.samples"] for run in runs] == ["100", "1", "10", "100"]
     assert {run.data.params["model.overrides.temperature"] for run in runs} == {"0.1"}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.run_id}
+
+
+def test_a_trial_reads_its_data_once(mlflow_sqlite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_spec(tmp_path, models=("losnet_debug",), cost_size=(64, 64))
+    sweep = replace(sweep, base=replace(sweep.base, train=replace(sweep.base.train, epochs=1), threads=1))
+    loads: list[DataSpec] = []
+    rows: list[dict[str, Any]] = []
+
+    def loaded(spec: DataSpec) -> Dataset:
+        loads.append(spec)
+        return load_data(spec)
+
+    monkeypatch.setattr("stratum.training.run.load_data", loaded)
+    monkeypatch.setattr(trial.ray.tune, "report", rows.append)
+    with open_run("sweeps", "tiny") as parent:
+        trial._run_trial(sweep.variant({"variant": "losnet_debug"}, "1"), {"variant": "losnet_debug"}, sweep, parent.run_id)
+    assert loads == [sweep.base.data]
+    assert rows[-1]["sweep/finished"] == 1
 
 
 def test_a_trial_waits_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +167,9 @@ def check_costs(row: TrialRow) -> None:
     assert row.package
     manifest = load_manifest(Path(row.package))
     assert manifest.cost["cost/latency_ms"] == row.metrics["cost/latency_ms"]
+    assert (manifest.cost_setting["size"], manifest.cost_setting.keys()) == ("96x128", {"device", "threads", "size"})
+    assert {"train/step_ms", "train/memory_mb"} <= row.metrics.keys()  # beside other trials
+    assert not {"train/step_ms", "train/memory_mb"} & manifest.metrics.keys()
 
 
 def test_optuna_is_told_finished_trials_alone() -> None:
@@ -156,6 +181,12 @@ def test_optuna_is_told_finished_trials_alone() -> None:
     search.on_trial_complete("b", {"ap": 0.9, "macs": 1.0})  # stopped at an early epoch
     search.on_trial_complete("c", None, error=True)
     search.on_trial_complete("d", {"macs": 1.0, FINISHED: 1}, error=True)
+    named = FinishedOnly(space=space, metric=["ap", "macs"], mode=["max", "min"], seed=0, named=["losnet"])
+    assert named.suggest("a") == {"variant": "losnet", "x": None}
+    assert set(named.suggest("b") or {}) == {"x"}
+    for name in "ab":
+        named.on_trial_complete(name, {"ap": 0.5, "macs": 1.0, FINISHED: 1})
+    assert [trial.state for trial in named._ot_study.trials] == [TrialState.COMPLETE]
     states = [trial.state for trial in search._ot_study.trials]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.FAIL]
     assert [trial.values for trial in search._ot_study.best_trials] == [[0.5, 1.0]]
@@ -178,6 +209,19 @@ def test_concurrency_follows_the_cluster(
     sweep = replace(sweep, base=replace(sweep.base, num_workers=workers, cpus_per_worker=cpus, use_gpu=gpu))
     assert concurrency(sweep, resources) == expected
     assert concurrency(replace(sweep, max_concurrent=5), resources) == 5
+
+
+@pytest.mark.parametrize(("address", "resources", "advised"), [("head:6379", {}, 1), ("head:6379", {"CPU": 4.0}, 0), ("", {}, 0)])
+def test_a_cluster_that_is_still_to_grow_is_pointed_out(
+    address: str, resources: dict[str, float], advised: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    said: list[str] = []
+    sweep = sweep_spec(tmp_path)
+    concurrency(sweep, resources, said.append)
+    assert ["--max-concurrent" in line for line in said] == [True] * advised
+    assert concurrency(replace(sweep, max_concurrent=8), {}, said.append) == 8
+    assert len(said) == advised
 
 
 def test_a_sweep_is_stored_and_read_back(tmp_path: Path) -> None:
@@ -218,12 +262,31 @@ def test_finalists_and_winner(tmp_path: Path) -> None:
     search, grid = sweep_spec(tmp_path, space="search"), sweep_spec(tmp_path)
     assert [row.name for row in choose_finalists(rows, search)] == ["small", "large"]
     assert [row.name for row in choose_finalists(rows, replace(search, finalists=1))] == ["small"]
+    beside = [*rows, finished("losnet", 0.2, 9e9)]
+    assert [row.name for row in choose_finalists(beside, search)] == ["losnet", "small", "large"]  # ratios are to the first
     assert [row.name for row in choose_finalists(rows, grid)] == ["large", "small", "bad"]
     assert [row.name for row in choose_finalists(rows, replace(grid, finalists=1))] == ["small"]
     best = winner(rows, grid)
     assert best is not None
     assert best.name == "small"
     assert winner([rows[-1]], grid) is None
+
+
+def test_finalists_are_timed_a_few_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [appraise.Packaged(name=name, package=name, preset="losnet", overrides={}) for name in "abcde"]
+    groups: list[list[str]] = []
+
+    def timed(models: dict[str, object], *_: object, **__: object) -> dict[str, cost.Timing]:
+        groups.append(list(models))
+        return {name: cost.Timing(latency_ms=float(len(groups)), ratio=1.0) for name in models}
+
+    monkeypatch.setattr(appraise, "timed_model", lambda package: torch.nn.Identity())
+    monkeypatch.setattr(appraise, "prepare_for_inference", lambda model: model)
+    monkeypatch.setattr(appraise, "_memory", lambda *_: {})
+    monkeypatch.setattr(cost, "time_models", timed)
+    found = appraise.measure(given, [], sweep_spec(tmp_path).base, (64, 64), 3).figures
+    assert groups == [["a", "b", "c", "d"], ["a", "e"]]
+    assert [found[name]["cost/latency_ms"] for name in "abcde"] == [1.0, 1.0, 1.0, 1.0, 2.0]
 
 
 def test_table_and_plot_show_every_row_of_the_paper(tmp_path: Path) -> None:

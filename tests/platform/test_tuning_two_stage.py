@@ -8,12 +8,16 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from stratum import cost
 from stratum.data.source import DataSpec
 from stratum.report.curves import Series, curves_plot
+from stratum.report.plots import Candidate
 from stratum.tracking import open_run
 from stratum.training.spec import ModelSpec, RunSpec, TrainSpec
+from stratum.tuning import two_stage_report
 from stratum.tuning.groundwork import groundwork_epochs, groundwork_of
 from stratum.tuning.preparation import all_groundwork, lay_groundwork
+from stratum.tuning.reporting import TIME, EpochRows
 from stratum.tuning.space import ablation_grid, own_variant
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.studies import STUDIES
@@ -66,7 +70,6 @@ def test_trials_share_the_stage_1_that_would_come_out_the_same() -> None:
 def test_a_trial_starts_from_what_is_shared_and_trains_stage_2_alone(tmp_path: Path) -> None:
     sweep = sweep_spec(tmp_path)
     grid = sweep.grid()
-    assert grid is not None
     (shared,) = all_groundwork(sweep)
     (variant,) = grid.variants
     spec = sweep.run_spec(variant, {})
@@ -84,12 +87,19 @@ def test_a_search_shares_the_stages_that_it_may_draw(tmp_path: Path) -> None:
     drawn = {"scale": 4.0, "patch": 48, "margin": 8, "pick": "share", "learning_rate_factor": 2.0}
     spec = sweep.run_spec(sweep.variant(drawn, "7"), drawn)
     assert spec.model.init == f"{tmp_path}/tiny/shared/{found[1].name}/package"
-    assert [goal.metric for goal in sweep.plan.objectives] == ["val/dice", "cost/macs", RELATIVE_TIME]
+    assert [goal.metric for goal in sweep.plan.objectives] == ["val/foreground_dice", "cost/macs", RELATIVE_TIME]
+    assert [(v.name, v.rows) for v in sweep.grid().variants] == [
+        ("unet_s2_debug", ("t3/full resolution",)),
+        ("t3-sliding-window", ("t3/sliding window",)),
+    ]
+    named = {"variant": "t3-sliding-window", "learning_rate_factor": None}
+    spec = sweep.run_spec(sweep.variant(named, "8"), named)
+    assert (spec.name, spec.model.init, spec.train.learning_rate) == ("t3-sliding-window", None, 1e-3)
 
 
 @pytest.mark.timeout(600)
 def test_a_sweep_trains_stage_1_once(ray_local: None, mlflow_sqlite: str, tmp_path: Path) -> None:
-    sweep = sweep_spec(tmp_path)
+    sweep = sweep_spec(tmp_path, extra={**TINY, "pick": "threshold", "threshold": 0.9})
     said: list[str] = []
     with open_run("sweeps", "tiny") as parent:
         lay_groundwork(sweep, parent.run_id, parent.uri, said.append)
@@ -97,7 +107,10 @@ def test_a_sweep_trains_stage_1_once(ray_local: None, mlflow_sqlite: str, tmp_pa
         lay_groundwork(sweep, parent.run_id, parent.uri, said.append)  # as a resumed sweep does
     assert sum("trained once" in line for line in said) == 1
     assert [(row.state, row.error, row.rows) for row in rows] == [("finished", "", ("blend/hard",)), ("finished", "", ("blend/blended",))]
-    assert all({"val/dice", "cost/macs", RELATIVE_TIME} <= set(row.metrics) for row in rows)
+    assert all({"val/foreground_dice", "cost/macs", RELATIVE_TIME} <= set(row.metrics) for row in rows)
+    for row in rows:
+        most, least = (cost.count(row.preset, (128, 128), num_classes=2, overrides={**row.overrides, "cap": cap}).macs for cap in (4, 0))
+        assert row.metrics["cost/macs"] == least + (most - least) / 4 * row.metrics["val/patches"]
     (shared,) = all_groundwork(sweep)
     first = load_package(tmp_path / "tiny" / "shared" / shared.name / "package").model.state_dict()
     trained, judged = (load_package(Path(str(row.package))) for row in rows)
@@ -120,7 +133,7 @@ def rows_of(*tables: str) -> list[TrialRow]:
     for variant in grid.variants:
         for one in (variant, *variant.judgements):
             count = int(str(one.overrides.get("count", 16)))
-            metrics = {"val/dice": 0.7 + count / 1000, "cost/macs": (1 + count) * 1e9, RELATIVE_TIME: 0.1 + count / 100}
+            metrics = {"val/foreground_dice": 0.7 + count / 1000, "cost/macs": (1 + count) * 1e9, RELATIVE_TIME: 0.1 + count / 100}
             rows.append(
                 TrialRow(name=one.name, state="finished", preset=variant.preset, overrides=one.overrides, rows=one.rows, metrics=metrics)
             )
@@ -135,6 +148,38 @@ def test_figures_3_and_4_have_a_line_for_each_size_of_a_patch(tmp_path: Path) ->
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     failed = [replace(row, state="failed", metrics={}) for row in rows]
     assert all(path.exists() for path in two_stage_plots(failed, tmp_path / "empty", "title"))
+
+
+def test_all_trials_are_on_the_curve_by_a_clock_that_all_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, list[float]]] = []
+
+    def plot(candidates: list[Candidate], path: Path, *, cost_label: str, **_: object) -> Path:
+        drawn.append((cost_label, [candidate.cost for candidate in candidates]))
+        return path
+
+    monkeypatch.setattr(two_stage_report, "pareto_plot", plot)
+    rows = rows_of("scale")
+    timed = [replace(row, metrics={**row.metrics, "cost/latency_ms": 7.0}) for row in rows]
+    two_stage_plots(timed, tmp_path, "title")
+    two_stage_plots([*timed[:2], rows[2]], tmp_path, "title")
+    assert drawn == [
+        ("time of a prediction, ms", [7.0] * 3),
+        ("time of a prediction, relative to full resolution", [row.metrics[RELATIVE_TIME] for row in rows]),
+    ]
+
+
+def test_what_a_threshold_picks_is_what_it_costs() -> None:
+    rows = EpochRows(fixed={"cost/macs": 9e9}, study="two_stage", epochs=3, threshold_macs=(1e9, 5e8))
+    judged = {"epoch": 1, "val/foreground_dice": 0.7, "val/patches": 2.5}
+    assert rows({"epoch": 1})["cost/macs"] == 9e9
+    assert rows(judged)["cost/macs"] == 2.25e9
+    assert replace(rows, threshold_macs=None)(judged)["cost/macs"] == 9e9
+    assert (TIME in rows(judged), TIME in replace(rows, epochs=0)(judged)) == (True, False)
+    assert cost.threshold_macs("two_stage_debug", (96, 96), num_classes=2, overrides={}) is None
+    assert cost.threshold_macs("unet_s2", (96, 96), num_classes=2, overrides={}) is None
+    plan = STUDIES["two_stage"]
+    slow, quick = ({"val/foreground_dice": 0.7, "cost/macs": 1e9, RELATIVE_TIME: time} for time in (0.4, 0.2))
+    assert plan.utility(quick) - plan.utility(slow) == pytest.approx(0.004)
 
 
 def test_curves_are_drawn_through_what_is_known(tmp_path: Path) -> None:

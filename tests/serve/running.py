@@ -57,7 +57,7 @@ def running(port: int, args: Mapping[str, Any], env: Mapping[str, str]) -> Itera
     with (folder / "stderr").open("w") as errors:
         process = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": paths, **env},
+            env={**os.environ, "RAY_worker_niceness": "0", "PYTHONPATH": paths, **env},  # as `make serve` does
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stratum_models.errors import UserError
 from stratum_serve.__main__ import main as command
-from stratum_serve.app import is_loopback, with_pipelines
+from stratum_serve.app import _options, is_loopback, with_pipelines
 from stratum_serve.config import DEMO_PACKAGE, ServeArgs, load_config
 from stratum_serve.keys import KeyRing, hash_key, main, new_key
 from stratum_serve.names import NAME, Reference, parse_reference
@@ -79,6 +79,11 @@ def test_two_stage_packages_become_pipelines(packages: dict[str, Path]) -> None:
     assert with_pipelines(config).pipelines == ("cells",)
     with pytest.raises(UserError, match="nobody"):
         with_pipelines(config.model_copy(update={"pipelines": ("nobody",)}))
+
+
+def test_a_replica_that_is_told_to_go_may_answer_the_longest_request() -> None:
+    config = load_config(ServeArgs(models="a", limits={"seconds": 90}))
+    assert _options(config.scaling, config, {})["graceful_shutdown_timeout_s"] > 90
 
 
 def test_references() -> None:

@@ -216,6 +216,7 @@ def test_bad_options(server: Server, image: bytes, query: str) -> None:
         ("/v1/models/slag/segment", "tile=16"),
         ("/v1/models/slag/measure", "mm_per_px=1&tube_diameter_mm=50"),
         ("/v1/models/losnet/measure", "tube_diameter_mm=50"),
+        ("/v1/models/slag/measure", "tube_class=pipe"),
     ],
 )
 def test_options_that_do_not_fit_the_model(server: Server, image: bytes, path: str, query: str) -> None:

@@ -119,6 +119,18 @@ def test_a_registry_that_goes_away_changes_nothing(
     until(lambda: made.http.get("/v1/models/ore").json()["note"] == "")
 
 
+def test_the_same_weights_with_another_threshold_go_live(serving: Serving, tmp_path: Path, image: bytes) -> None:
+    """What lies in one place is changed there, as costs and thresholds are."""
+    folder = make_package(tmp_path / "package", "losnet_debug", seed=1, score_threshold=0.02)
+    made = serving(models=f"ore={folder}", refresh_seconds=0.05)
+    made.wait()
+    found = made.http.post("/v1/models/ore/segment", content=image).json()
+    assert found["instances"]
+    make_package(folder, "losnet_debug", seed=1, score_threshold=1.0)
+    until(lambda: made.http.post("/v1/models/ore/segment", content=image).json()["instances"] == [])
+    assert made.http.get("/v1/models/ore").json()["weights_sha256"] == found["model"]["weights_sha256"]
+
+
 def test_a_replica_that_starts_while_the_registry_is_away_has_what_was_fetched(
     serving: Serving, register: Register, alias: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

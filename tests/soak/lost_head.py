@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from stratum_serve.keys import new_key
 
 PATH = "/v1/models/slag/segment?format=png"
 PATIENCE_S = 240.0
+BEFORE_S = 15.0  # of which the rate of answers is that of a cluster with a head
+LONGEST_GAP_S = 5.0  # between two answers of a node without a head
+LEAST_SHARE = 0.5  # of the rate before: the head's death costs a moment of everybody's time
 
 
 def head_lost(args: argparse.Namespace) -> dict[str, Any]:
@@ -49,23 +53,32 @@ def head_replaced(made: Cluster, key: str, seconds: float) -> dict[str, Any]:
     with loads(workers, key) as asked:
         for load in asked:
             load.more(20)
+        time.sleep(BEFORE_S)
         gone = time.monotonic()
         made.head.kill()
         time.sleep(seconds)
-        meanwhile = sum(answered > gone for load in asked for answered, _, _ in load.answers)
         start = time.monotonic()
         made.start(made.head, 0)
-        back = time.monotonic() - start
+        back = time.monotonic()
         for load in asked:
             load.more(20)
         statuses = dict(sum((Counter(load.statuses()) for load in asked), Counter[int]()))
+        before = [times(load, gone - BEFORE_S, gone) for load in asked]
+        meanwhile = [times(load, gone, start) for load in asked]
+        while_back = [times(load, start, back) for load in asked]
+    gaps = [longest_gap(one, gone, start) for one in meanwhile]
+    shares = [len(now) / (start - gone) / (len(then) / BEFORE_S) if then else 0.0 for now, then in zip(meanwhile, before, strict=True)]
     found = {
         "seconds without a head": seconds,
-        "answers meanwhile": meanwhile,
+        "answers per second and node before": [round(len(one) / BEFORE_S, 1) for one in before],
+        "answers per second and node meanwhile": [round(len(one) / (start - gone), 1) for one in meanwhile],
+        "longest gap of each node meanwhile, in seconds": [round(gap, 2) for gap in gaps],
+        "longest gap of each node while the head starts, in seconds": [round(longest_gap(one, start, back), 2) for one in while_back],
         "statuses": statuses,
-        "seconds until it is back": round(back, 1),
+        "seconds until it is back": round(back - start, 1),
     }
-    assert meanwhile, found
+    assert max(gaps) < LONGEST_GAP_S, found
+    assert min(shares) >= LEAST_SHARE, found
     assert set(statuses) == {200}, found
     start = time.monotonic()
     first = next(process for node in workers for process in node.processes() if replica(node, process.pid))
@@ -73,6 +86,16 @@ def head_replaced(made: Cluster, key: str, seconds: float) -> dict[str, Any]:
     until(lambda: replicas(workers) < 2, PATIENCE_S)
     until(lambda: replicas(workers) == 2, PATIENCE_S)
     return found | {"seconds until the new head replaced a replica": round(time.monotonic() - start, 1)}
+
+
+def times(load: Load, begin: float, end: float) -> list[float]:
+    """When a node gave its good answers of a span."""
+    return sorted(when for when, status, _ in load.answers if status == 200 and begin < when <= end)
+
+
+def longest_gap(answered: list[float], begin: float, end: float) -> float:
+    """The longest time without an answer, in seconds; the ends of the span count as answers."""
+    return max(after - before for before, after in pairwise([begin, *answered, end]))
 
 
 def replica(node: Node, pid: int) -> bool:

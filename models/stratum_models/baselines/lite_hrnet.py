@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from stratum_models.errors import UserError
 from stratum_models.fm_hrnet.aggregation import SpliceHead
-from stratum_models.fm_hrnet.layers import conv_norm, initialise, resized, separable_conv
+from stratum_models.fm_hrnet.layers import conv_norm, enlarged, initialise, separable_conv
 from stratum_models.fm_hrnet.parallel import Fusion
 from stratum_models.semantic.config import SemanticConfig
 from stratum_models.semantic.model import SemanticModel
@@ -72,7 +72,7 @@ class CrossResolutionWeighting(nn.Module):
         sides = [2 ** (len(maps) - 1 - number) for number in range(len(maps))]
         spliced = torch.cat([F.avg_pool2d(x, side, ceil_mode=True) for x, side in zip(maps, sides, strict=True)], 1)
         weights = self.excite(self.squeeze(spliced)).sigmoid().split(self.channels, 1)
-        return [x * resized(weight, x, "nearest") for x, weight in zip(maps, weights, strict=True)]
+        return [x * enlarged(weight, x, side, "nearest") for x, weight, side in zip(maps, weights, sides, strict=True)]
 
 
 class SpatialWeighting(nn.Module):
@@ -149,7 +149,7 @@ class LiteHRNet(nn.Module):
             separable_step(above, below, True) for above, below in zip((STEM_CHANNELS, *channels[1:-1]), channels[1:], strict=True)
         )
         self.stages = nn.ModuleList(_stage(channels[: number + 2], repeat) for number, repeat in enumerate(repeats))
-        self.head = SpliceHead(channels, num_classes)
+        self.head = SpliceHead(channels, num_classes, [2**number for number in range(len(channels))])
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` to logits ``[B, K, H / 4, W / 4]``."""

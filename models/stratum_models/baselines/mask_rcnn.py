@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from stratum_models.batching import resize_images
+from stratum_models.batching import InputSize, resize_images
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, InstanceTarget, Prediction, SegmentationModel, Target
 from stratum_models.weights import load_classifier
@@ -16,17 +16,15 @@ LAST_STRIDE = 32  # one image that is no larger leaves BN a single value
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskRCNNConfig:
-    """What can be chosen in torchvision's Mask R-CNN."""
+class MaskRCNNConfig(InputSize):
+    """What can be chosen in torchvision's Mask R-CNN, which alone would resize images to 800 pixels."""
 
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 300
-    input_short: int | None = None
-    """Prediction resizes the shorter side to this many pixels; None leaves images as they are (torchvision alone would take 800)."""
-    input_long: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.score_threshold < 1:
             raise UserError(f"Mask R-CNN option score_threshold={self.score_threshold!r}: must be between 0 and 1")
         if self.max_detections < 1:
@@ -71,7 +69,7 @@ class MaskRCNN(SegmentationModel):
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> Sequence[Prediction]:
         """Instances of each image, masks pasted and thresholded at one half."""
-        resized = resize_images([x.to(self.device) for x in images], self.config.input_short, self.config.input_long)
+        resized = resize_images([x.to(self.device) for x in images], self.config)
         return [self._finish(out, x, r) for out, x, r in zip(self.net(resized), images, resized, strict=True)]
 
     def _finish(self, out: dict[str, Tensor], image: Tensor, resized: Tensor) -> InstancePrediction:

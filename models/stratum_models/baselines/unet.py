@@ -10,7 +10,7 @@ from stratum_models.semantic.config import SemanticConfig
 from stratum_models.semantic.model import SemanticModel
 from stratum_models.weights import load_classifier
 
-DEPTHS = {"resnet18": 5, "resnet50": 5, "vgg16": 4, "vgg16_bn": 4}  # times that each encoder halves the size
+DEPTHS = {"resnet18": 5, "resnet50": 5, "vgg11_bn": 4, "vgg16": 4, "vgg16_bn": 4}  # times that each encoder halves the size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class UNetConfig(SemanticConfig):
     """
 
     encoder: str = "resnet18"
-    """``resnet18``, ``resnet50``, ``vgg16`` or ``vgg16_bn``."""
+    """``resnet18``, ``resnet50``, ``vgg11_bn``, ``vgg16`` or ``vgg16_bn``."""
     decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
     """Channels of the decoder's stages, the deepest first: five for a ResNet, four for a VGG."""
 

@@ -9,7 +9,7 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-from stratum_models.fm_hrnet.layers import BatchNorm, Resize, conv_norm, resized
+from stratum_models.fm_hrnet.layers import BatchNorm, conv_norm, enlarged
 
 KERNELS = (3, 5, 7, 9)
 GROUPS = (1, 4, 8, 16)  # the larger the kernel, the more groups: the four together have no more weights than one 3x3 convolution
@@ -71,10 +71,12 @@ class Aggregation(nn.Module):
         width: of the parts.
         parts: what works on the spliced maps, one after another.
         num_classes: ``K``.
+        factors: by how much smaller than the first each map is.
     """
 
-    def __init__(self, channels: Sequence[int], width: int, parts: Sequence[nn.Module], num_classes: int) -> None:
+    def __init__(self, channels: Sequence[int], width: int, parts: Sequence[nn.Module], num_classes: int, factors: Sequence[int]) -> None:
         super().__init__()
+        self.factors = tuple(factors)
         self.reduce = nn.ModuleList(conv_norm(c, width, relu=False) for c in channels)
         self.relu = nn.ReLU(inplace=True)
         self.parts = nn.Sequential(*parts)
@@ -82,7 +84,7 @@ class Aggregation(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """``[B, C_i, h_i, w_i]`` for each map to ``[B, K, h, w]``."""
-        logits: Tensor = self.classify(self.parts(self.relu(summed(self.reduce, maps))))
+        logits: Tensor = self.classify(self.parts(self.relu(summed(self.reduce, maps, self.factors))))
         return logits
 
 
@@ -92,22 +94,22 @@ class SpliceHead(nn.Module):
     Args:
         channels: of each map.
         num_classes: ``K``.
-        resize: how maps are enlarged.
+        factors: by how much smaller than the first each map is.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, resize: Resize = "bilinear") -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, factors: Sequence[int]) -> None:
         super().__init__()
-        self.resize: Resize = resize
+        self.factors = tuple(factors)
         self.classify = nn.ModuleList(nn.Conv2d(c, num_classes, 1, bias=number == 0) for number, c in enumerate(channels))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """``[B, C_i, h_i, w_i]`` for each map to ``[B, K, h, w]``."""
-        return summed(self.classify, maps, self.resize)
+        return summed(self.classify, maps, self.factors)
 
 
-def summed(layers: nn.ModuleList, maps: Sequence[Tensor], resize: Resize = "bilinear") -> Tensor:
-    """One layer for each map, and the sum of what they give at the size of the first."""
+def summed(layers: nn.ModuleList, maps: Sequence[Tensor], factors: Sequence[int]) -> Tensor:
+    """One layer for each map, and the sum of what they give, enlarged by the factors to the size of the first, whose own is 1."""
     total: Tensor = layers[0](maps[0])
-    for layer, x in zip(layers[1:], maps[1:], strict=True):
-        total = total + resized(layer(x), total, resize)
+    for layer, x, factor in zip(layers[1:], maps[1:], factors[1:], strict=True):
+        total = total + enlarged(layer(x), total, factor)
     return total

@@ -33,8 +33,10 @@ def build_network(config: FMHRNetConfig, num_classes: int) -> FMHRNet:
 
 def _head(config: FMHRNetConfig, channels: tuple[int, ...], num_classes: int) -> Aggregation | SpliceHead:
     width = config.aggregation_channels
+    first = config.stem_strides[-1] if config.detail else 1  # of the map before the module's last stage to the first branch
+    factors = [*([1] if config.detail else []), *(first * 2**branch for branch in range(4))]
     pyconv = [PyConv(width)] if config.pyconv else []
     pyramid = [DilatedPyramid(width, config.dilations)] if config.dilated_pyramid else []
     if not pyconv and not pyramid:
-        return SpliceHead(channels, num_classes)
-    return Aggregation(channels, width, [*pyconv, *pyramid], num_classes)
+        return SpliceHead(channels, num_classes, factors)
+    return Aggregation(channels, width, [*pyconv, *pyramid], num_classes, factors)

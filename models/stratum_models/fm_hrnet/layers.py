@@ -44,11 +44,15 @@ def separable_conv(inputs: int, outputs: int, *, stride: int = 1, relu: bool = T
     )
 
 
-def resized(x: Tensor, like: Tensor, mode: Resize = "bilinear") -> Tensor:
-    """``[B, C, h, w]`` at the height and width of another map."""
-    if x.shape[-2:] == like.shape[-2:]:
+def enlarged(x: Tensor, like: Tensor, factor: int, mode: Resize = "bilinear") -> Tensor:
+    """``[B, C, h, w]`` by a factor, cut to the height and width of another map, of which ``h`` and ``w`` are that part, rounded up.
+
+    Stretched to that size instead, maps whose sides were rounded up would lie askew on each other, by up to one of their own pixels.
+    """
+    if factor == 1:
         return x
-    return F.interpolate(x, size=like.shape[-2:], mode=mode, align_corners=False if mode == "bilinear" else None)
+    larger = F.interpolate(x, scale_factor=factor, mode=mode, align_corners=False if mode == "bilinear" else None)
+    return larger[..., : like.shape[-2], : like.shape[-1]]
 
 
 def initialise(network: nn.Module, classifier: nn.Module) -> None:

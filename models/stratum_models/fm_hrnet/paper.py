@@ -61,6 +61,9 @@ PAPER_ROWS: tuple[PaperRow, ...] = (
     _version("FM-HRNet-V4", 89.26, 94.88, 93.99, 14.54, 5.39),
 )
 
+# Section 4: how the paper trains, with Adam. The command in this folder's README sets it.
+TRAINING: dict[str, float | str] = {"epochs": 300, "batch_size": 18, "optimizer": "adam"}
+
 
 def row(key: str) -> PaperRow:
     """The row of a key, such as ``t2/FM-HRNet-V4``; KeyError if there is none."""

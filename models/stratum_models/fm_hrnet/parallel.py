@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from stratum_models.fm_hrnet.layers import Resize, conv_norm, resized
+from stratum_models.fm_hrnet.layers import Resize, conv_norm, enlarged
 from stratum_models.fm_hrnet.residual import Residual
 
 Step = Callable[[int, int, bool], nn.Module]
@@ -44,9 +44,10 @@ class Fusion(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """``[B, C_i, h_i, w_i]`` for each branch to the same shapes."""
         fused = []
-        for paths, own in zip(self.paths, maps, strict=True):
+        for target, (paths, own) in enumerate(zip(self.paths, maps, strict=True)):
             assert isinstance(paths, nn.ModuleList)
-            terms = [resized(path(x), own, self.resize) for path, x in zip(paths, maps, strict=True)]
+            sent = enumerate(path(x) for path, x in zip(paths, maps, strict=True))
+            terms = [enlarged(x, own, 2 ** max(source - target, 0), self.resize) for source, x in sent]
             total = terms[0]
             for term in terms[1:]:
                 total = total + term

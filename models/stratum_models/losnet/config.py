@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from stratum_models.batching import InputSize
 from stratum_models.errors import UserError
 
 Norm = Literal["bn", "gn"]
@@ -10,7 +11,7 @@ CODE_CHANNELS = 8  # channels of the mask features and of the dynamic layers (Co
 
 
 @dataclass(frozen=True, kw_only=True)
-class LosNetConfig:
+class LosNetConfig(InputSize):
     """A LosNet or, with the heavy options, the CondInst that it was made lighter from.
 
     Raises:
@@ -51,12 +52,9 @@ class LosNetConfig:
     """Most instances of one image that get a mask."""
     tight_boxes: bool = False
     """Whether the boxes that come out are those around the masks, not those that the head regressed."""
-    input_short: int | None = None
-    """Prediction resizes the shorter side to this many pixels; None leaves images as they are."""
-    input_long: int | None = None
-    """Bound of the longer side when ``input_short`` is set."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks = {
             "fpn_channels": (self.fpn_channels >= 8 and self.fpn_channels % 8 == 0, "a multiple of 8, e.g. 64, 96, 128, 256"),
             "head_convs": (1 <= self.head_convs <= 4, "1 to 4"),
@@ -69,8 +67,6 @@ class LosNetConfig:
             "nms_threshold": (0 < self.nms_threshold <= 1, "above 0, at most 1"),
             "max_proposals": (self.max_proposals >= 1, "1 or more"),
             "max_detections": (self.max_detections >= 1, "1 or more"),
-            "input_short": (self.input_short is None or self.input_short >= 32, "32 or more, or none"),
-            "input_long": (self.input_long is None or self.input_long >= 32, "32 or more, or none"),
             "size_limits": (self._limits_rise(), "a limit for each level but the last, each above the one before"),
         }
         for field, (good, wanted) in checks.items():

@@ -115,13 +115,18 @@ class DetectionHead(nn.Module):
         logits, distances, centers, features = [], [], [], []
         for i, (x, stride) in enumerate(zip(levels, self.strides, strict=True)):
             box = self.box_tower(x, i)
+            sides, center = self.around(box)
             logits.append(_flat(self.classify(self.class_tower(x, i))))
-            distances.append(stride * torch.exp((self.scales[i] * _flat(self.regress(box)).float()).clamp(max=MAX_LOG_DISTANCE)))
-            centers.append(_flat(self.center(box))[..., 0])
+            distances.append(stride * torch.exp((self.scales[i] * _flat(sides).float()).clamp(max=MAX_LOG_DISTANCE)))
+            centers.append(_flat(center)[..., 0])
             features.append(box)
         return HeadOutput(
             logits=torch.cat(logits, 1), distances=torch.cat(distances, 1), centerness=torch.cat(centers, 1), box_features=tuple(features)
         )
+
+    def around(self, box: Tensor) -> tuple[Tensor, Tensor]:
+        """What the box tower's features ``[B, C, H, W]`` say of an instance around a location: ``[B, 4, H, W]`` and ``[B, 1, H, W]``."""
+        return self.regress(box), self.center(box)
 
     def control(self, output: HeadOutput, image: Tensor, location: Tensor) -> Tensor:
         """The controller's parameters at chosen locations alone.
@@ -150,6 +155,33 @@ class DetectionHead(nn.Module):
     def control_everywhere(self, output: HeadOutput) -> Tensor:
         """The controller's parameters at all locations, ``[B, L, P]``."""
         return torch.cat([_flat(self.controller(x)) for x in output.box_features], 1)
+
+
+class JoinedHead(DetectionHead):
+    """The same for prediction alone: the two narrow convolutions over one input are one, which costs as much as the narrower of them.
+
+    Args:
+        head: in evaluation mode; its parts are shared.
+    """
+
+    def __init__(self, head: DetectionHead) -> None:
+        nn.Module.__init__(self)
+        self.strides, self.scales = head.strides, head.scales
+        self.class_tower, self.box_tower, self.classify, self.controller = head.class_tower, head.box_tower, head.classify, head.controller
+        self.joined = nn.Conv2d(head.regress.in_channels, 5, 3, padding=1, device=head.scales.device, dtype=head.scales.dtype)
+        self.joined.weight = nn.Parameter(torch.cat([head.regress.weight, head.center.weight]).detach())
+        self.joined.bias = nn.Parameter(torch.cat([_bias(head.regress), _bias(head.center)]).detach())
+        self.eval()
+
+    def around(self, box: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`DetectionHead.around`."""
+        both = self.joined(box)
+        return both[:, :4], both[:, 4:]
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class LosNet(SegmentationModel):
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> Sequence[Prediction]:
         """Instances of each image, best score (Eq. 2) first; the dynamic heads of all images run together."""
-        resized = resize_images(images, self.config.input_short, self.config.input_long)
+        resized = resize_images(images, self.config)
         batch = self.normalize(resized, self.memory_format)
         output, features, locations = self.dense(batch.images)
         found = self.detect(output, locations, batch.sizes)

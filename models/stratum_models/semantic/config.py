@@ -3,12 +3,13 @@
 import math
 from dataclasses import dataclass
 
+from stratum_models.batching import InputSize
 from stratum_models.errors import UserError
 from stratum_models.semantic.losses import parse_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticConfig:
+class SemanticConfig(InputSize):
     """Options that all semantic networks share; each has a subclass with its own.
 
     Raises:
@@ -22,12 +23,9 @@ class SemanticConfig:
     """Weight of each class in ce and ohem; empty: all alike."""
     aux_weight: float = 0.4
     """Weight of the losses of auxiliary outputs, for networks that have them."""
-    input_short: int | None = None
-    """Prediction resizes the shorter side to this many pixels; None leaves images as they are."""
-    input_long: int | None = None
-    """Bound of the longer side when ``input_short`` is set."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_loss(self.loss)
         if not all(0 <= weight < math.inf for weight in self.class_weights):
             raise UserError(f"option class_weights={self.class_weights}: weights must be 0 or more")
@@ -35,7 +33,3 @@ class SemanticConfig:
             raise UserError(f"option class_weights={self.class_weights}: one weight at least must be above 0")
         if not 0 <= self.aux_weight < math.inf:
             raise UserError(f"option aux_weight={self.aux_weight}: must be 0 or more")
-        for name in ("input_short", "input_long"):
-            side = getattr(self, name)
-            if side is not None and side < 32:
-                raise UserError(f"option {name}={side}: must be 32 or more, or none")

@@ -78,7 +78,7 @@ class SemanticModel(SegmentationModel):
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> Sequence[Prediction]:
         """Probabilities of each image at its own size."""
-        resized = resize_images(images, self.config.input_short, self.config.input_long)
+        resized = resize_images(images, self.config)
         batch = self.normalize(resized, self.memory_format)
         logits = self.dense(batch.images).float()
         found: list[Prediction] = []

@@ -2,10 +2,11 @@
 
 from stratum_models.errors import UserError
 from stratum_models.semantic.model import SemanticModel
-from stratum_models.two_stage.config import TwoStageConfig, parse_stage
+from stratum_models.two_stage.config import TwoStageConfig
 from stratum_models.two_stage.model import TwoStage
 from stratum_models.two_stage.prior import widen_input
 from stratum_models.two_stage.sliding import Sliding, SlidingConfig
+from stratum_models.two_stage.stage import parse_stage
 
 
 def build_two_stage(config: TwoStageConfig, num_classes: int, backbone_weights: str | None = None) -> TwoStage:

@@ -1,17 +1,28 @@
 """What can be chosen in the two-stage pipeline; the defaults are the paper's where it says what they are."""
 
-import re
 from dataclasses import dataclass
 from typing import get_args
 
 from stratum_models.errors import UserError
 from stratum_models.semantic.config import SemanticConfig
-from stratum_models.two_stage.patches import Grid
+from stratum_models.two_stage.patches import Grid, check_patch
 from stratum_models.two_stage.pick import Reduction, Rule, Uncertainty
+from stratum_models.two_stage.stage import parse_stage
 from stratum_models.two_stage.unet import PAPER_LOSS
 
 LARGEST_PATCH = 4096
-STAGE_OWN = ("input_short", "input_long")  # options that would resize what the pipeline has scaled or cut
+PICKING = (
+    "patch",
+    "margin",
+    "blend",
+    "pick",
+    "count",
+    "share",
+    "threshold",
+    "cap",
+    "uncertainty",
+    "reduction",
+)  # options of what is refined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,30 +129,3 @@ class TwoStageConfig(SemanticConfig):
             raise UserError(
                 f"option count={self.count}: images of {height}x{width} hold {held} patches of {self.patch} pixels; ask for fewer"
             )
-
-
-def check_patch(patch: int, size: tuple[int, ...]) -> tuple[int, int]:
-    """The height and width of images that hold a patch. Raises UserError where they do not, or ``size`` is no height and width."""
-    if len(size) != 2 or min(size) < 1:
-        raise UserError(f"option image_size={size}: must be a height and a width in pixels, such as 768,768")
-    height, width = size
-    if patch > min(size):
-        raise UserError(f"option patch={patch}: larger than the images, which are {height}x{width}; must be {min(size)} or less")
-    return height, width
-
-
-def parse_stage(option: str, text: str) -> tuple[str, dict[str, str]]:
-    """``"unet_s2:width=16,loss=ce"`` as ``("unet_s2", {"width": "16", "loss": "ce"})``; a value may hold commas.
-
-    Raises:
-        UserError: there is no name, an option has no value or comes twice, or it would resize what the pipeline has scaled or cut.
-    """
-    name, colon, rest = text.partition(":")
-    parts = [part.partition("=") for part in re.split(r",(?=\s*\w+\s*=)", rest)] if colon else []
-    options = {key.strip(): value.strip() for key, _, value in parts}
-    if not name or len(options) != len(parts) or not all(key and equals for key, equals, _ in parts):
-        raise UserError(f"option {option}={text!r}: write a model of the catalog, with each option once, like unet_s2:width=16,loss=ce")
-    for key in STAGE_OWN:
-        if key in options:
-            raise UserError(f"option {option}={text!r}: {key} would change the resolution of a stage; leave it out and use scale or patch")
-    return name.strip(), options

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from stratum_models.batching import resize_images
+from stratum_models.batching import RESIZING, resize_images
 from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX, Prediction, SegmentationModel, SemanticPrediction, SemanticTarget, Target
 from stratum_models.semantic.model import SemanticModel, mask_of
@@ -49,8 +49,9 @@ class TwoStage(SegmentationModel):
         if stage1.num_classes != stage2.num_classes:
             raise UserError(f"stage 1 has {stage1.num_classes} classes and stage 2 has {stage2.num_classes}: they must have the same")
         for name, stage in (("stage1", stage1), ("stage2", stage2)):
-            if stage.config.input_short is not None:
-                raise UserError(f"{name}: its option input_short={stage.config.input_short} changes the resolution; it must be none")
+            for option in RESIZING:
+                if (value := getattr(stage.config, option)) is not None:
+                    raise UserError(f"{name}: its option {option}={value} changes the resolution; it must be none")
         self.num_classes = stage1.num_classes
         self.config = config
         self.stage1, self.stage2 = stage1, stage2
@@ -79,12 +80,18 @@ class TwoStage(SegmentationModel):
         self.stage2.lay_out(memory_format)
 
     def set_progress(self, fraction: float) -> None:
-        """Hears how much of training is done: stage 1 learns first, and alone is what predicts until stage 2 learns."""
+        """Hears how much of training is done: stage 1 learns first, and alone is what predicts until stage 2 has learnt from a batch."""
         share = self.config.stage1_share
         self.progress = fraction
-        self.refines.fill_(share <= fraction and share < 1)
+        if fraction <= share:
+            self.refines.fill_(False)
         self.stage1.set_progress(min(fraction / share, 1.0) if share else 1.0)
         self.stage2.set_progress(max(fraction - share, 0.0) / (1 - share) if share < 1 else 0.0)
+
+    @property
+    def unlearnt(self) -> str:
+        """Stage 2, until it learns."""
+        return "" if self.refines or self.config.stage1_share == 1 else "stage 2"
 
     @property
     def exportable(self) -> dict[str, SegmentationModel]:
@@ -106,6 +113,7 @@ class TwoStage(SegmentationModel):
         if not alone:  # behind stage 1's loss: weights that autocast casts without gradient first would get none afterwards
             found = self.stage2.loss(*self._lesson(images, small, masks))
             terms |= {f"stage2_{name}": term for name, term in found.items()}
+            self.refines.fill_(True)
         return terms
 
     @torch.no_grad()
@@ -140,12 +148,14 @@ class TwoStage(SegmentationModel):
 
     @torch.no_grad()
     def _predict(self, images: Sequence[Tensor], timed: Timed) -> Sequence[Prediction]:
-        resized = resize_images([image.to(self.device) for image in images], self.config.input_short, self.config.input_long)
-        merged = self._run(resized, timed)
-        return [SemanticPrediction(probabilities=at_size(found, *image.shape[-2:])) for found, image in zip(merged, images, strict=True)]
+        resized = resize_images([image.to(self.device) for image in images], self.config)
+        return [
+            SemanticPrediction(probabilities=at_size(found, *image.shape[-2:]), refined=refined)
+            for (found, refined), image in zip(self._run(resized, timed), images, strict=True)
+        ]
 
-    def _run(self, images: Sequence[Tensor], timed: Timed) -> list[Tensor]:
-        """Images to their probabilities ``[K, H, W]``, with the steps of all images together."""
+    def _run(self, images: Sequence[Tensor], timed: Timed) -> list[tuple[Tensor, int]]:
+        """Images to their probabilities ``[K, H, W]`` and the number of refined patches, with the steps of all images together."""
         with timed("scale"):
             small = [shrunk(image, self.config.scale) for image in images]
         with timed("stage1"):
@@ -153,7 +163,7 @@ class TwoStage(SegmentationModel):
         with timed("scale"):
             coarse = [at_size(one, *image.shape[-2:]) for one, image in zip(found, images, strict=True)]
         if not (self.refines.is_meta or self.refines):  # on the meta device, where costs are counted, stage 2 counts
-            return coarse
+            return [(one, 0) for one in coarse]
         with timed("pick"):
             picked = [self.pick(probabilities) for probabilities in coarse]
         with timed("crop"):
@@ -161,7 +171,7 @@ class TwoStage(SegmentationModel):
         with timed("stage2"):
             refined = torch.split(self.refine(patches), [len(cells) for cells in picked])
         with timed("merge"):
-            return [self.merge(*parts) for parts in zip(coarse, refined, picked, strict=True)]
+            return [(self.merge(*parts), len(parts[-1])) for parts in zip(coarse, refined, picked, strict=True)]
 
     def coarse(self, images: Sequence[Tensor]) -> list[Tensor]:
         """What stage 1 says of images ``[3, H, W]``, at its own resolution: ``[K, h, w]``."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stratum_models.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -59,6 +61,16 @@ class Grid:
         top, left = self.cell_corners(cells)
         last_row, last_column = max(self.height - self.window, 0), max(self.width - self.window, 0)
         return (top - self.margin).clamp(0, last_row), (left - self.margin).clamp(0, last_column)
+
+
+def check_patch(patch: int, size: tuple[int, ...]) -> tuple[int, int]:
+    """The height and width of images that hold a patch. Raises UserError where they do not, or ``size`` is no height and width."""
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"option image_size={size}: must be a height and a width in pixels, such as 768,768")
+    height, width = size
+    if patch > min(size):
+        raise UserError(f"option patch={patch}: larger than the images, which are {height}x{width}; must be {min(size)} or less")
+    return height, width
 
 
 def crop(image: Tensor, grid: Grid, cells: Tensor, fill: float | None = None) -> Tensor:

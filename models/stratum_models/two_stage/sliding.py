@@ -14,9 +14,10 @@ from stratum_models.errors import UserError
 from stratum_models.interface import IGNORE_INDEX, Prediction, SegmentationModel, SemanticPrediction, SemanticTarget, Target
 from stratum_models.semantic.config import SemanticConfig
 from stratum_models.semantic.model import SemanticModel, mask_of
-from stratum_models.two_stage.config import LARGEST_PATCH, check_patch, parse_stage
-from stratum_models.two_stage.patches import Grid, crop, merge
+from stratum_models.two_stage.config import LARGEST_PATCH
+from stratum_models.two_stage.patches import Grid, check_patch, crop, merge
 from stratum_models.two_stage.scaling import at_size
+from stratum_models.two_stage.stage import parse_stage
 from stratum_models.two_stage.unet import PAPER_LOSS
 
 
@@ -115,7 +116,7 @@ class Sliding(SegmentationModel):
         """Probabilities of each image at its own size."""
         found: list[Prediction] = []
         for image in images:
-            (resized,) = resize_images([image.to(self.device)], self.config.input_short, self.config.input_long)
+            (resized,) = resize_images([image.to(self.device)], self.config)
             found.append(SemanticPrediction(probabilities=at_size(self._label(resized), *image.shape[-2:])))
         return found
 

@@ -3,16 +3,16 @@
 Rules, the same in training, evaluation and prediction:
 
 - Grey is repeated over the three channels; palettes, CMYK and the other colour spaces become RGB.
-- Transparent pixels are laid over white.
+- Transparent pixels are laid over white. A further channel of a TIFF that does not say it is alpha is left out.
 - An EXIF orientation is applied, so that ``H`` and ``W`` are those that a viewer shows.
 - 16-bit images go to 8 bits by one :class:`DepthRule` for the whole data set; without one, the full range 0..65535 is used.
 - More than :data:`MAX_PIXELS` pixels, floating-point pixels and stacks of pages are refused.
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import tifffile
@@ -31,12 +31,16 @@ MAX_PIXELS = 89_478_485  # Pillow's own threshold for a suspected decompression 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.1, 99.9
 LEVELS = 65536
 _ORIENTATION = 0x0112
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 _PAGED = ("TIFF", "GIF", "PNG", "WEBP")  # not MPO: a camera's second picture is a preview
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+_TIFF_BANDS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3}  # channels before alpha and others
+_UNSPECIFIED, _PREMULTIPLIED = 0, 1  # what a TIFF may say of a channel behind the colours; all else is alpha
+
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # [H, W] or [H, W, 3]
+Paint = Callable[[NDArray[np.generic]], NDArray[np.generic]]
 
 
 class ImageError(UserError):
@@ -115,7 +119,7 @@ def decode_pixels(data: bytes, source: str = "image", *, rotate: bool = True) ->
 
 
 def _decode(data: bytes, source: str, rotate: bool) -> Pixels:
-    """By Pillow, except for 16-bit colour, which Pillow cuts to 8 bits without a word or does not open at all."""
+    """By Pillow, except for some images of 16 bits, which Pillow cuts to 8 bits, turns dark for bright, or does not open at all."""
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
@@ -126,7 +130,7 @@ def _decode(data: bytes, source: str, rotate: bool) -> Pixels:
         _check_size(image.width, image.height, source)
         if image.format in _PAGED:
             _refuse_stack(image, source)
-        if isinstance(image, TiffImageFile) and image.mode.startswith("RGB") and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8:
+        if isinstance(image, TiffImageFile) and _misread(image):
             return flatten(_read_tiff(data, source), source)
         if data.startswith(_PNG) and data[24] == 16:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -135,6 +139,12 @@ def _decode(data: bytes, source: str, rotate: bool) -> Pixels:
             array = _pillow_array(image, source)
         orientation = image.getexif().get(_ORIENTATION, 1) if rotate else 1
     return flatten(_oriented(array, orientation), source)
+
+
+def _misread(image: TiffImageFile) -> bool:
+    """Whether it has 16 bits and colours, or white as 0."""
+    deep = max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
+    return deep and (image.mode.startswith("RGB") or image.tag_v2.get(_PHOTOMETRIC, 0) == 0)
 
 
 def _check_size(width: int, height: int, source: str) -> None:
@@ -175,7 +185,40 @@ def _read_tiff(data: bytes, source: str) -> NDArray[np.generic]:
         orientation = page.tags.get(274)
         if page.planarconfig == 2 and array.ndim == 3:  # one plane after the other
             array = np.moveaxis(array, 0, -1)
+        array = tiff_paint(page, source)(array)
     return _oriented(array, int(orientation.value) if orientation is not None else 1)
+
+
+def tiff_paint(page: Any, source: str) -> Paint:
+    """What turns the stored pixels ``[h, w]`` or ``[h, w, channels]`` of a TIFF page into grey or RGB, with alpha behind where it has some.
+
+    Raises:
+        ImageError: colours of another kind, as CMYK, Lab and YCbCr without JPEG.
+    """
+    kind = getattr(page.photometric, "name", str(page.photometric))
+    if kind not in _TIFF_BANDS or (kind == "YCBCR" and page.compression.name != "JPEG"):
+        raise ImageError(f"{source}: colours stored as {kind} (TIFF's photometric interpretation); save it in grey or RGB")
+    bands = _TIFF_BANDS[kind]
+    meaning = page.extrasamples[0] if page.extrasamples else None
+    kept = bands + (page.samplesperpixel > bands and meaning != _UNSPECIFIED)
+    palette = (page.colormap >> 8).astype(np.uint8).T if kind == "PALETTE" else None
+
+    def paint(stored: NDArray[np.generic]) -> NDArray[np.generic]:
+        if stored.dtype.kind != "u":
+            return stored  # to be refused
+        pixels: Any = (stored[..., None] if stored.ndim == 2 else stored)[..., :kept]
+        colour, alpha = pixels[..., :bands], pixels[..., bands:]
+        if kind == "MINISWHITE":
+            colour = np.iinfo(colour.dtype).max - colour
+        elif palette is not None:
+            colour = palette[colour[..., 0]]
+        if meaning == _PREMULTIPLIED:
+            most = np.iinfo(alpha.dtype).max
+            divided = (colour.astype(np.uint64) * most // np.maximum(alpha, 1)).clip(max=most)
+            colour = np.where(alpha == 0, colour, divided).astype(colour.dtype)
+        return np.concatenate([colour, alpha], -1)
+
+    return paint
 
 
 def _narrow(array: NDArray[np.generic], source: str) -> NDArray[np.uint16]:

@@ -1,15 +1,21 @@
-"""Labelme's JSON files: polygons, rectangles and circles that are painted to class masks."""
+"""Labelme's JSON files: polygons, rectangles, circles and masks that are painted to class masks."""
 
+import base64
+import io
 import math
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from PIL import Image
+
 from stratum import storage
+from stratum.data import rle
 from stratum.data.class_table import BACKGROUND, ClassTable
 from stratum.data.images import IMAGE_SUFFIXES
 from stratum.data.parts import LabelmePart
-from stratum.data.records import Entry, Problem, RawAnnotation
+from stratum.data.records import Entry, Problem, RawAnnotation, Rle
 from stratum.storage.parallel import in_parallel
 from stratum_models.errors import UserError
 
@@ -99,35 +105,64 @@ def _annotations(file: LabelmeFile, uri: str, table: ClassTable) -> tuple[list[R
             problems.append(Problem(severity="error", kind="unknown category", uri=uri, detail=detail))
             continue
         try:
-            outline = _outline(shape)
+            area = _mask(shape, file.size) if shape.get("shape_type") == "mask" else _outline(shape)
         except (TypeError, ValueError) as error:
             problems.append(Problem(severity="error", kind="broken label", uri=uri, detail=f"{name}: {error}"))
             continue
-        if outline is None:
+        if area is None:
             detail = f"{name} is a {shape.get('shape_type')}, which covers no area, or none that is read here; it was left out"
             problems.append(Problem(severity="warning", kind="shape left out", uri=uri, detail=detail))
         else:
-            annotations.append(RawAnnotation(name=name, label=table.known.index(label), segmentation=[outline], crowd=False))
+            annotations.append(RawAnnotation(name=name, label=table.known.index(label), segmentation=area, crowd=False))
     return annotations, problems
 
 
-def _outline(shape: Shape) -> list[float] | None:
-    """The polygon of a shape as COCO writes one; None for a kind that has no area."""
-    kind, given = shape.get("shape_type") or "polygon", shape.get("points")
+def _points(shape: Shape) -> list[tuple[float, float]]:
+    given = shape.get("points")
     if not isinstance(given, list):
         raise ValueError("it has no points")
     points = [(float(x), float(y)) for x, y in given]
     if not all(math.isfinite(v) for point in points for v in point):
         raise ValueError("a point is no finite number")
+    return points
+
+
+def _corners(shape: Shape) -> tuple[float, float, float, float]:
+    points = _points(shape)
+    if len(points) != 2:
+        raise ValueError(f"a {shape.get('shape_type')} has two points, this one {len(points)}")
+    return *points[0], *points[1]
+
+
+def _mask(shape: Shape, size: tuple[int, int] | None) -> Rle:
+    """The pixels of a mask, a PNG of the box whose first and last pixel the points name, on the whole image."""
+    if size is None:
+        raise ValueError("a mask needs imageHeight and imageWidth")
+    x0, y0, x1, y1 = (round(v) for v in _corners(shape))
+    whole = np.zeros(size, dtype=np.bool_)
+    if not (0 <= x0 <= x1 < size[1] and 0 <= y0 <= y1 < size[0]):
+        raise ValueError(f"its mask from {x0}, {y0} to {x1}, {y1} does not lie in the image of {size[1]}x{size[0]} pixels")
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(str(shape.get("mask")), validate=True))) as image:
+            if image.size != (x1 - x0 + 1, y1 - y0 + 1):
+                raise ValueError(f"its mask has {image.width}x{image.height} pixels, its box {x1 - x0 + 1}x{y1 - y0 + 1}")
+            pixels = np.asarray(image.convert("L")) > 0
+    except OSError as error:
+        raise ValueError("its mask is no whole PNG") from error
+    whole[y0 : y1 + 1, x0 : x1 + 1] = pixels
+    return rle.encode(whole[None])[0]
+
+
+def _outline(shape: Shape) -> list[list[float]] | None:
+    """The polygon of a shape as COCO writes one; None for a kind that has no area."""
+    kind = shape.get("shape_type") or "polygon"
     if kind == "polygon":
-        return [v for point in points for v in point]
+        return [[v for point in _points(shape) for v in point]]
     if kind not in ("rectangle", "circle"):
         return None
-    if len(points) != 2:
-        raise ValueError(f"a {kind} has two points, this one {len(points)}")
-    (x0, y0), (x1, y1) = points
+    x0, y0, x1, y1 = _corners(shape)
     if kind == "rectangle":
-        return [x0, y0, x1, y0, x1, y1, x0, y1]
+        return [[x0, y0, x1, y0, x1, y1, x0, y1]]
     radius = math.hypot(x1 - x0, y1 - y0) * math.sqrt(2 * math.pi / _CORNERS / math.sin(2 * math.pi / _CORNERS))  # of equal area
     angles = [2 * math.pi * i / _CORNERS for i in range(_CORNERS)]
-    return [v for angle in angles for v in (x0 + radius * math.cos(angle), y0 + radius * math.sin(angle))]
+    return [[v for angle in angles for v in (x0 + radius * math.cos(angle), y0 + radius * math.sin(angle))]]

@@ -18,7 +18,7 @@ def labelme_layout(tree: Tree) -> tuple[LabelmePart, LabelmePart | None] | None:
     names = [n for n in tree.files if n.lower().endswith(".json") and n.rsplit("/", 1)[-1].lower() not in NAMING_FILES]
     paired = [n for n in names if n.rsplit(".", 1)[0] in stems]
     probe = paired or (names if len(names) > MANY else [])
-    if not probe or not is_labelme(tree.uri(probe[0])):
+    if not any(is_labelme(tree.uri(name)) for name in probe[:MANY]):  # the first may be broken, which is said where it is read
         return None
     train, val = ([n for n in names if _split_of(n) == split] for split in ("train", "val"))
     if train and val:

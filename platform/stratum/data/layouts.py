@@ -13,7 +13,7 @@ from stratum.data.voc import voc_layout
 from stratum_models.errors import UserError
 
 KNOWN = (
-    "train.json and val.json (also under annotations/, or as instances_train*.json); "
+    "train.json and val.json (also under annotations/, or as instances_train*.json or stuff_train*.json); "
     "train/_annotations.coco.json and valid/_annotations.coco.json; one COCO JSON, which is split; "
     "images/ with masks/ (or labels/, instances/), also inside train/ and val/: of instance ids, or of classes where classes.json or "
     "palette.json names them; Pascal VOC's JPEGImages/ with SegmentationClass/; Labelme's JSON files beside their images"
@@ -24,6 +24,7 @@ _PATTERNS = (
     r"{s}\.json",
     r"annotations/{s}\.json",
     r"(annotations/)?instances_{s}[^/]*\.json",
+    r"(annotations/)?stuff_{s}[^/]*\.json",
     r"{s}/_annotations\.coco\.json",
     r"{s}/(annotations|instances|{s}|coco|labels)\.json",
     r"(annotations/)?[^/]*[_-]{s}\.json",

@@ -200,8 +200,8 @@ def _masks(entry: Entry, size: tuple[int, int], finding: _Finding) -> Labelled:
 
 def _encode(annotation: RawAnnotation, size: tuple[int, int]) -> tuple[Rle, bool]:
     segmentation = annotation.segmentation
-    if segmentation is None:
-        raise rle.LabelError("no segmentation")
+    if segmentation in (None, [], [[]]):
+        raise rle.LabelError("no segmentation, only a box: export polygons or masks")
     if isinstance(segmentation, dict):
         return rle.read_rle(segmentation, *size), False
     return rle.polygon_rle(rle.read_polygons(segmentation), *size)

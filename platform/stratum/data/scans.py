@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stratum import storage
-from stratum.data.images import MAX_PIXELS, DepthRule, ImageError, flatten, to_rgb
+from stratum.data.images import MAX_PIXELS, DepthRule, ImageError, Paint, flatten, tiff_paint, to_rgb
 from stratum.data.windows import Window
 
 ZARR, TIFF = ".zarr", (".tif", ".tiff")
@@ -60,6 +60,13 @@ class Scan:
         return to_rgb(flatten(pixels, self.uri), self.depth)
 
 
+def in_memory(image: Tensor) -> Scan:
+    """An image ``uint8 [3, H, W]`` that is there already, to be gone over as a scan."""
+    pixels = image.permute(1, 2, 0).numpy()
+    height, width = pixels.shape[:2]
+    return Scan(uri="image", height=height, width=width, fetch=lambda rows, columns: pixels[rows, columns], depth=None)
+
+
 def is_scan(uri: str) -> bool:
     """Whether an image is one to be read by windows: a zarr array, or a TIFF with more pixels than are read at once."""
     if storage.is_synthetic(uri):
@@ -72,7 +79,9 @@ def is_scan(uri: str) -> bool:
         with tifffile.TiffFile(storage.fetch(uri)) as file:
             page = file.pages[0].aspage()
             return page.imagewidth * page.imagelength > MAX_PIXELS
-    except (tifffile.TiffFileError, IndexError, ValueError):  # broken: reading it says how
+    except storage.StorageError:
+        raise
+    except Exception:  # broken, which parsers say in many ways: reading it says how
         return False
 
 
@@ -80,7 +89,8 @@ def open_scan(uri: str, depth: DepthRule | None = None) -> Scan:
     """A TIFF file or a zarr array, ready to be read by windows.
 
     Raises:
-        ImageError: it is no image of one page in grey or RGB with 8 or 16 bits, or its pieces are too large.
+        ImageError: it is no image of one page in grey, RGB, JPEG's YCbCr or colours of a palette with 8 or 16 bits, or its pieces are too
+            large.
     """
     try:
         if storage.suffix(uri) == ZARR:
@@ -118,13 +128,19 @@ def _open_tiff(uri: str, path: Path, depth: DepthRule | None) -> Scan:
         orientation = page.tags.get(_ORIENTATION)
         if orientation is not None and int(orientation.value) > 1:
             raise ImageError(f"{uri}: turned by its orientation tag, which cannot be undone window by window; save it upright")
+        paint = tiff_paint(page, uri)
         if page.is_memmappable and page.dtype is not None:
             where = (page.dataoffsets[0], page.dtype.newbyteorder(file.byteorder))
-            return _from_map(uri, path, where, tuple(page.shape), page.axes, depth)
+            return _painted(_from_map(uri, path, where, tuple(page.shape), page.axes, depth), paint)
         store = file.series[0].aszarr(level=0)
         stack.callback(store.close)
-        scan = _from_array(uri, zarr.open(store, mode="r"), page.axes, depth)
+        scan = _painted(_from_array(uri, zarr.open(store, mode="r"), page.axes, depth), paint)
         return replace(scan, close=stack.pop_all().close)
+
+
+def _painted(scan: Scan, paint: Paint) -> Scan:
+    """The scan in the colours that its stored pixels stand for."""
+    return replace(scan, fetch=lambda rows, columns: paint(scan.fetch(rows, columns)))
 
 
 def _from_array(uri: str, array: Any, axes: str, depth: DepthRule | None) -> Scan:

@@ -156,6 +156,8 @@ def _divided(sets: list[list[Record]], survey: Survey, spec: DataSpec) -> Survey
     else:
         train, val = sets if len(sets) == 2 else split(sets[0], spec.val_fraction, spec.split_seed)
     problems = survey.problems + _same_pictures(train, val) + _empty_classes(train, survey, spec.uri)
+    if survey.task == "instance":
+        problems += _empty_parts(train, val, spec.uri)
     depth = measure_depth(train)
     if spec.tile:
         train, val = cut(train, spec.tile), cut(val, spec.tile)
@@ -204,6 +206,16 @@ def _empty_classes(train: list[Record], survey: Survey, uri: str) -> list[Proble
     missing = [name for label, name in enumerate(survey.classes) if label not in found]
     return [
         Problem(severity="warning", kind="empty class", uri=uri, detail=f"no instance of {name!r} in the training part") for name in missing
+    ]
+
+
+def _empty_parts(train: list[Record], val: list[Record], uri: str) -> list[Problem]:
+    """An error for a part of negatives alone: they teach no shape, and accuracy on them is not a number."""
+    split_off = "give another --split-seed, --val-fraction or --fold where it was split off"
+    return [
+        Problem(severity="error", kind="no instances", uri=uri, detail=f"none in the {name} part: label some of its images, or {split_off}")
+        for name, records in (("training", train), ("validation", val))
+        if records and all(all(record.crowd) for record in records)
     ]
 
 

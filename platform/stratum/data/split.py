@@ -10,7 +10,8 @@ from stratum_models.errors import UserError
 def split(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
     """About ``fraction`` of the images, at least one, for validation; both parts keep the order of the records.
 
-    Images with and without instances (or a second class) are divided alike, and equal pictures stay together. Who goes where depends on
+    Images with and without instances (or a second class) are divided alike, where there are two with some each part has one, and
+    equal pictures stay together. Who goes where depends on
     the pictures and the seed alone, not on names or order. Fewer than two different pictures all go to the first part.
     """
     groups = _by_picture(records)
@@ -18,7 +19,7 @@ def split(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[R
         return list(records), []
     ordered, filled, empty = _shuffled(records, groups, seed)
     count = min(max(round(len(ordered) * fraction), 1), len(ordered) - 1)
-    from_filled = min(max(round(count * len(filled) / len(ordered)), min(1, len(filled))), len(filled), count)
+    from_filled = min(max(round(count * len(filled) / len(ordered)), min(1, len(filled))), max(len(filled) - 1, 1), count)
     from_filled = max(from_filled, count - len(empty))
     chosen = {i for p in filled[:from_filled] + empty[: count - from_filled] for i in groups[p]}
     return _parted(records, chosen)

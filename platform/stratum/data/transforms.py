@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from stratum.data.sample import Sample
 from stratum.data.scene import Scene, to_sample, to_scene
+from stratum_models.batching import scale_factor
 from stratum_models.errors import UserError
 
 Size = tuple[int, int]  # height, width in pixels
@@ -32,8 +33,9 @@ class AugmentSpec:
     the two-stage paper ``TWO_STAGE``.
     """
 
-    short_sides: tuple[int, ...] = ()  # the shorter side is scaled to one of these; empty: as it is
-    max_long: int | None = None  # the longer side never gets longer than this (before ``scale_range``)
+    short_sides: tuple[int, ...] = ()  # the shorter side is scaled to one of these; empty: by ``scale``
+    scale: float = 1.0  # the factor of images of any size, where there are no ``short_sides``
+    max_long: int | None = None  # the longer side never gets longer than this (before ``scale_range``); None: 4 times ``short_sides``
     scale_range: tuple[float, float] = (1.0, 1.0)  # a further factor, drawn evenly in its logarithm
     crop: int | None = None  # side of the square that is cut out or padded to
     flip_horizontal: float = 0.5
@@ -60,6 +62,8 @@ class AugmentSpec:
                 raise UserError(f"augmentation: a side of {length} pixels is too small; give at least 8")
         if not 0 <= self.rotation <= 180:
             raise UserError(f"augmentation: rotation={self.rotation} is outside 0..180 degrees")
+        if self.scale <= 0:
+            raise UserError(f"augmentation: scale={self.scale} must be above 0")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise UserError(f"augmentation: scale_range={self.scale_range} must be (low, high) with 0 < low <= high")
         if self.mosaic and self.mosaic_side is None:
@@ -91,12 +95,13 @@ PRESETS = {"none": NONE, "paper": PAPER, "strong": STRONG, "two_stage": TWO_STAG
 PAPER_TEST_SIZE = (480, 640)  # shorter side and longest: the authors' configuration
 
 
-def resolve_augmentation(name: str, size: int | None = None) -> AugmentSpec:
+def resolve_augmentation(name: str, size: int | None = None, tile: int = 0) -> AugmentSpec:
     """The preset of that name, at the scale of ``size``: the shorter side in pixels of the images that the model is shown.
 
     ``strong`` cuts squares of that side from images of that scale; ``none`` and ``two_stage`` scale the shorter side to it, so that
-    training sees what validation sees. ``paper`` ignores it on purpose: its many scales, 300 to 480 pixels, are the paper's choice
-    (section 4.1).
+    training sees what validation sees. 0 leaves images as they are, None the preset. ``paper`` ignores it on purpose: its many scales,
+    300 to 480 pixels, are the paper's choice (section 4.1).
+    The tiles of an image, with sides of at most ``tile`` pixels, are not all alike: they are all scaled by ``size / tile``.
     Raises ``UserError`` for an unknown name.
     """
     if name not in PRESETS:
@@ -104,14 +109,19 @@ def resolve_augmentation(name: str, size: int | None = None) -> AugmentSpec:
     spec = PRESETS[name]
     if size is None or name == "paper":
         return spec
-    return replace(spec, crop=size if spec.crop else None, short_sides=(size,))
+    crop = (size or tile or spec.crop) if spec.crop else None
+    if tile or not size:
+        return replace(spec, crop=crop, short_sides=(), scale=(size or tile) / tile if tile else 1.0)
+    return replace(spec, crop=crop, short_sides=(size,))
 
 
-def prediction_size(name: str, size: int | None = None) -> dict[str, object]:
-    """The model options ``input_short`` and ``input_long`` that fit the augmentation of :func:`resolve_augmentation`."""
+def prediction_size(name: str, size: int | None = None, tile: int = 0) -> dict[str, object]:
+    """The model options (see ``InputSize``) that fit the augmentation of :func:`resolve_augmentation`."""
     if name == "paper":
         return dict(zip(("input_short", "input_long"), PAPER_TEST_SIZE, strict=True))
-    return {"input_short": size} if size else {}
+    if not size or size == tile:
+        return {}
+    return {"input_scale": size / tile} if tile else {"input_short": size}
 
 
 class TrainTransform:
@@ -172,10 +182,10 @@ def window(scene: Scene, factor: float, size: Size, spec: AugmentSpec, rng: np.r
 
 def _factor(size: Size, spec: AugmentSpec, rng: np.random.Generator) -> float:
     """By how much the image is scaled."""
-    factor = 1.0
+    factor = spec.scale
     if spec.short_sides:
-        factor = spec.short_sides[int(rng.integers(len(spec.short_sides)))] / min(size)
-    if spec.max_long is not None:
+        factor = scale_factor(size, spec.short_sides[int(rng.integers(len(spec.short_sides)))], spec.max_long)
+    elif spec.max_long is not None:
         factor = min(factor, spec.max_long / max(size))
     low, high = np.log(spec.scale_range)
     return float(factor * np.exp(rng.uniform(low, high)))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stratum.data.samples import SampleSet
 from stratum.inference.assess import THUMBNAIL, chosen
-from stratum.inference.bands import BandStudy, knows_slag
-from stratum.inference.classes import find_classes, in_windows, labels_of
+from stratum.inference.bands import BandRule, BandStudy
+from stratum.inference.classes import ClassesFound, find_classes, labels_of
 from stratum.inference.gates import GateStudy, gate_study
 from stratum.inference.masks import shrunk
 from stratum.metrics.semantic import Counts, SemanticEvaluator, per_class
@@ -22,8 +22,7 @@ from stratum.report.class_overlays import class_legend, draw_classes
 from stratum.report.class_plots import class_bars, confusion_plot
 from stratum.report.overlays import contact_sheet
 from stratum.training.progress import Say, say_nothing
-from stratum_models.errors import UserError
-from stratum_models.interface import IGNORE_INDEX, SegmentationModel, SemanticTarget
+from stratum_models.interface import IGNORE_INDEX, SegmentationModel, SemanticPrediction, SemanticTarget
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import LoadedModel
 
@@ -91,6 +90,7 @@ def assess_masks(
     window: int = 0,
     pictures: int = 12,
     gates: int | None = None,
+    band: BandRule | None = None,
     say: Say = say_nothing,
 ) -> MaskAssessment:
     """Predict every image once and compare with its labels; memory does not grow with the number of images.
@@ -103,6 +103,7 @@ def assess_masks(
         window: side of the windows for larger images; 0: all are predicted whole.
         pictures: images on the sheet of overlays.
         gates: images whose gate is drawn; None leaves the gate alone.
+        band: how the band of slag is measured, of models that know tube and slag.
         say: hears how far it is.
 
     Raises:
@@ -113,13 +114,13 @@ def assess_masks(
     shown = chosen(len(images), pictures)
     triples: list[Triple] = []
     model = prepare_for_inference(loaded.model).to(device)
-    study = gate_study(model, classes, gates) if gates is not None else None
-    bands = BandStudy(classes) if knows_slag(classes) else None
-    for index, (uri, image, target, labels) in enumerate(_predicted(model, images, batch_size, window)):
-        evaluator.update_labels(labels, target, uri)
+    band = band or BandRule()
+    study = gate_study(model, classes, gates, window) if gates is not None else None
+    bands = BandStudy(classes, band) if band.knows_slag(classes) else None
+    for index, (uri, image, target, found) in enumerate(_predicted(model, images, batch_size, window)):
+        labels = labels_of(found)
+        evaluator.update_labels(labels, target, uri, found.refined if isinstance(found, SemanticPrediction) else None)
         if study:
-            if in_windows((image.shape[1], image.shape[2]), window):
-                raise UserError(f"--gates: {uri} is larger than its windows of {window} pixels: cut the images with --tile {window}")
             study.add(image, labels, uri)
         if bands:
             bands.add(labels.numpy(), target.mask.numpy())
@@ -140,13 +141,13 @@ def assess_masks(
 
 def _predicted(
     model: SegmentationModel, images: SampleSet, batch_size: int, window: int
-) -> Iterator[tuple[str, Tensor, SemanticTarget, Tensor]]:
+) -> Iterator[tuple[str, Tensor, SemanticTarget, ClassesFound]]:
     for start in range(0, len(images), batch_size):
         samples = [images[index] for index in range(start, min(start + batch_size, len(images)))]
         found = find_classes(model, [sample.image for sample in samples], window=window, batch=batch_size)
         for sample, one in zip(samples, found, strict=True):
             assert isinstance(sample.target, SemanticTarget)  # the data were checked against the package
-            yield sample.uri, sample.image, sample.target, labels_of(one)
+            yield sample.uri, sample.image, sample.target, one
 
 
 def _triple(uri: str, image: Tensor, mask: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Triple:

@@ -1,19 +1,30 @@
 """The classes of the pixels of images of any size: whole where they fit, else in overlapping windows, blended.
 
+Models of two stages go over a large image as over a scan, so that what they pick is picked of the whole image, and not of each window.
+
 Shapes: ``K`` classes, ``H`` and ``W`` the size of an image.
 """
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from stratum.data.windows import label_map
+from stratum.data.windows import Window, label_map
+from stratum.disk import said_when_full
 from stratum.inference.outputs import to_float
+from stratum_models.catalog import resolve_config
 from stratum_models.interface import SegmentationModel, SemanticPrediction
+from stratum_models.package import Manifest
+from stratum_models.two_stage.config import TwoStageConfig
+from stratum_models.two_stage.model import TwoStage
 
 OVERLAP = 4  # windows share one part in so many of their side, which hides seams
+TWO_STAGE_WINDOW = 2048  # pixels: side of the windows of a two-stage model where none was asked for
+TOGETHER = 2**24  # pixels of images that are predicted together, unless one alone has more
 ClassesFound = SemanticPrediction | Tensor
 """Probabilities ``[K, H, W]`` of an image that was predicted whole, the classes ``uint8 [H, W]`` of one that was not, on the CPU."""
 
@@ -27,6 +38,27 @@ def _nothing() -> None:
     pass
 
 
+def window_of(manifest: Manifest, asked: int | None) -> int:
+    """The side of a package's windows, unless one is asked for: that of the tiles it was trained on; for two stages, many patches wide."""
+    if asked is not None:
+        return asked
+    return TWO_STAGE_WINDOW if isinstance(resolve_config(manifest.preset, manifest.overrides), TwoStageConfig) else manifest.tile
+
+
+def together(sizes: Iterable[int]) -> Iterator[list[int]]:
+    """The places of images with so many pixels, in order, in groups of not more than ``TOGETHER`` pixels, or of one image."""
+    group: list[int] = []
+    pixels = 0
+    for place, size in enumerate(sizes):
+        if group and pixels + size > TOGETHER:
+            yield group
+            group, pixels = [], 0
+        group.append(place)
+        pixels += size
+    if group:
+        yield group
+
+
 @torch.inference_mode()
 def find_classes(
     model: SegmentationModel, images: Sequence[Tensor], *, window: int = 0, batch: int = 4, before: Callable[[], None] = _nothing
@@ -37,27 +69,50 @@ def find_classes(
 
     Args:
         model: ready to predict, wherever it is.
-        images: on the CPU; those that are predicted whole are predicted together.
+        images: on the CPU; those that are predicted whole are predicted together, as far as memory allows.
         window: side in pixels of the windows for larger images; 0: all are predicted whole.
         batch: windows that are predicted together.
         before: called before each batch; what it raises ends all.
     """
 
-    def probabilities(parts: Sequence[Tensor]) -> list[Tensor]:
+    def predict(parts: Sequence[Tensor]) -> list[SemanticPrediction]:
         before()
         predictions = model.predict([to_float(part).to(model.device) for part in parts])
-        return [cast(SemanticPrediction, prediction).probabilities.cpu() for prediction in predictions]
+        return [cast(SemanticPrediction, prediction).to("cpu") for prediction in predictions]
 
-    small = [index for index, image in enumerate(images) if not in_windows(_size(image), window)]
+    def probabilities(parts: Sequence[Tensor]) -> list[Tensor]:
+        return [prediction.probabilities for prediction in predict(parts)]
+
+    scaled = isinstance(model, TwoStage) and model.config.resizes  # whole images
+    small = [index for index, image in enumerate(images) if scaled or not in_windows(_size(image), window)]
     found: dict[int, ClassesFound] = {}
-    if small:
-        whole = probabilities([images[index] for index in small])
-        found = {index: SemanticPrediction(probabilities=each) for index, each in zip(small, whole, strict=True)}
+    for group in together(images[index][0].numel() for index in small):
+        found |= dict(zip([small[place] for place in group], predict([images[small[place]] for place in group]), strict=True))
     for index, image in enumerate(images):
         if index not in found:
             overlap = window // OVERLAP
-            found[index] = label_map(image, probabilities, classes=model.num_classes, size=window, overlap=overlap, batch=batch)
+            found[index] = (
+                _two_stage_labels(model, image, window)
+                if isinstance(model, TwoStage)
+                else label_map(image, probabilities, classes=model.num_classes, size=window, overlap=overlap, batch=batch)
+            )
     return [found[index] for index in range(len(images))]
+
+
+def _two_stage_labels(model: TwoStage, image: Tensor, window: int) -> Tensor:
+    """The classes ``uint8 [H, W]`` of an image ``uint8 [3, H, W]``, as if it were a scan."""
+    from stratum.data.scans import in_memory  # here: it imports zarr, which takes time
+    from stratum.inference.scans import NO_ROOM, segment_scan
+
+    labels = torch.zeros(image.shape[-2:], dtype=torch.uint8)
+
+    def keep(part: Window, _image: Tensor | None, found: Tensor | None) -> None:
+        if found is not None:
+            part.of(labels).copy_(found)
+
+    with tempfile.TemporaryDirectory(prefix="stratum-windows-") as scratch, said_when_full(Path(scratch), NO_ROOM):
+        segment_scan(model, in_memory(image), keep, Path(scratch), window)
+    return labels
 
 
 def labels_of(found: ClassesFound) -> Tensor:

@@ -3,8 +3,10 @@
 Shapes: ``K`` classes, ``R`` resolutions, ``H`` and ``W`` the size of an image.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from matplotlib import colormaps
 from torch import Tensor
 
 from stratum.data.class_table import BACKGROUND
+from stratum.inference.classes import find_classes, in_windows, labels_of
 from stratum.inference.outputs import to_float
 from stratum.report.class_overlays import draw_classes
 from stratum.report.class_plots import share_bars
@@ -22,6 +25,8 @@ from stratum_models.arsm.config import ARSMConfig
 from stratum_models.arsm.model import ARSM, GateMap, decided_shares
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
+from stratum_models.optimize import prepare_for_inference
+from stratum_models.package import LoadedModel
 
 CELL = 200  # pixels of a map's longer side
 
@@ -33,12 +38,18 @@ class GateStudy:
     model: ARSM
     classes: tuple[str, ...]
     pictures: int  # images whose maps are drawn
+    window: int  # side of the windows for larger images, which are refused; 0: all are predicted whole
     decided: Tensor  # int64 [K, R]: the pixels predicted as a class for which a resolution has the largest weight
     sheets: dict[str, tuple[list[Tensor], list[str]]] = field(default_factory=dict)  # pictures and captions by the image's URI
 
     @torch.inference_mode()
     def add(self, image: Tensor, labels: Tensor, uri: str) -> None:
-        """Takes an image ``uint8 [3, H, W]`` and its predicted classes ``[H, W]``."""
+        """Takes an image ``uint8 [3, H, W]`` and its predicted classes ``[H, W]``. Raises UserError for one in windows."""
+        if in_windows((image.shape[1], image.shape[2]), self.window):
+            raise UserError(
+                f"--gates: {uri} is larger than its windows of {self.window} pixels: "
+                f"cut it (evaluate.py does with --tile {self.window}), or look at it whole with --window 0"
+            )
         (gate,) = self.model.gate_maps([to_float(image).to(self.model.device)])
         self.decided.add_(gate.decided.cpu())
         if len(self.sheets) < self.pictures:
@@ -57,6 +68,17 @@ class GateStudy:
         for number, (pictures, captions) in enumerate(self.sheets.values()):
             columns = 1 + len(self.resolutions)
             contact_sheet(pictures, folder / f"gate_{number}.png", columns=columns, captions=captions, cell=CELL)
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """The files of :meth:`write`."""
+        return ("gates/gates.json", "gates/gate_shares.png", *(f"gates/gate_{number}.png" for number in range(len(self.sheets))))
+
+    def write(self, folder: Path) -> None:
+        """What :meth:`draw` draws, and the record, in a folder ``gates``."""
+        (folder / "gates").mkdir()
+        self.draw(folder / "gates")
+        (folder / "gates" / "gates.json").write_text(json.dumps(self.record(), indent=2) + "\n")
 
     @property
     def resolutions(self) -> tuple[str, ...]:
@@ -80,13 +102,30 @@ class GateStudy:
         return pictures, captions
 
 
-def gate_study(model: SegmentationModel, classes: Sequence[str], pictures: int) -> GateStudy:
+def gate_study(model: SegmentationModel, classes: Sequence[str], pictures: int, window: int) -> GateStudy:
     """An empty study. Raises UserError for a model without a gate."""
     if not isinstance(model, ARSM):
         raise UserError("--gates: this package's model has no gate to look at: use one with ARSM, such as hrnet_w18_arsm")
     resolutions = len(model.selecting.trunk.channels)
     decided = torch.zeros(len(classes), resolutions, dtype=torch.int64)
-    return GateStudy(model=model, classes=tuple(classes), pictures=pictures, decided=decided)
+    return GateStudy(model=model, classes=tuple(classes), pictures=pictures, window=window, decided=decided)
+
+
+def study_gates(loaded: LoadedModel, images: Iterable[tuple[str, Tensor]], pictures: int, window: int) -> GateStudy:
+    """The gate on the first images, with their URIs, for which nothing needs to be labelled.
+
+    Raises:
+        UserError: the model has no gate, an image is predicted in windows, or there is no image.
+    """
+    if pictures < 1:
+        raise UserError(f"--gates {pictures}: give the number of images to draw, 1 or more")
+    study = gate_study(prepare_for_inference(loaded.model), loaded.manifest.classes, pictures, window)
+    for uri, image in islice(images, pictures):
+        (found,) = find_classes(study.model, [image])
+        study.add(image, labels_of(found), uri)
+    if not study.sheets:
+        raise UserError("--gates: none of the images can be read whole: leave the flag out, or give other images")
+    return study
 
 
 def _heat(values: Tensor) -> Tensor:

@@ -17,15 +17,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from stratum import storage
-from stratum.inference.bands import SLAG, TUBE, knows_slag
 from stratum.inference.classes import ClassesFound, find_classes, labels_of
 from stratum.inference.outputs import grey_png, jpeg
 from stratum.inference.work import BatchSpec, Found, Work
 from stratum.report.class_overlays import class_legend, draw_classes
 from stratum.report.class_plots import area_plot
 from stratum.report.overlays import legend_picture
-from stratum.slag import SlagBand, class_areas, measure_slag
-from stratum_models.errors import UserError
+from stratum.slag import SlagBand, class_areas
 from stratum_models.interface import SegmentationModel, SemanticPrediction
 from stratum_models.package import Manifest
 
@@ -50,26 +48,10 @@ class MaskWriter:
         if self._spec.overlays:
             drawn = draw_classes(*shrunk(image, labels, LARGEST_OVERLAY), self._classes)
             storage.write_bytes(storage.join(self._spec.storage, "overlays", f"{work.name}.jpg"), jpeg(drawn))
-        band, note = self._band(answer)
+        found = answer if isinstance(answer, SemanticPrediction) else answer.numpy()
+        band, note = self._spec.band(found, self._classes)  # of an image in windows in whole pixels, for want of probabilities
         areas = class_areas(labels.numpy(), self._classes, mm_per_px=band.mm_per_px if band else self._spec.mm_per_px)
         return Found(work=work, height=labels.shape[0], width=labels.shape[1], areas=tuple(areas), band=band, note=note)
-
-    def _band(self, answer: ClassesFound) -> tuple[SlagBand | None, str]:
-        """The slag's band, or why there is none. Of an image in windows it is measured in whole pixels, for want of probabilities."""
-        if not knows_slag(self._classes):
-            return None, ""
-        try:
-            band = measure_slag(
-                answer if isinstance(answer, SemanticPrediction) else answer.numpy(),
-                tube=self._classes.index(TUBE),
-                slag=self._classes.index(SLAG),
-                mm_per_px=self._spec.mm_per_px,
-                tube_diameter_mm=self._spec.tube_diameter_mm,
-                axis_degrees=self._spec.axis_degrees,
-            )
-        except UserError as error:  # of this image alone: the others have their bands
-            return None, str(error)
-        return band, ""
 
 
 def shrunk(image: Tensor, labels: Tensor, longest: int) -> tuple[Tensor, Tensor]:
@@ -87,7 +69,8 @@ class MaskResults:
 
     def __init__(self, found: Sequence[Found], manifest: Manifest, spec: BatchSpec) -> None:
         self._classes, self._good = manifest.classes, [one for one in found if not one.error]
-        self.artifacts = ("areas.json", "areas.png", *(("slag.csv",) if knows_slag(manifest.classes) else ()))
+        self._banded = spec.knows_slag(manifest.classes)
+        self.artifacts = ("areas.json", "areas.png", *(("slag.csv",) if self._banded else ()))
         self.record: dict[str, Any] = {
             "images": len(self._good),
             "broken": len(found) - len(self._good),
@@ -96,7 +79,8 @@ class MaskResults:
             "window": spec.window,
             "weights_sha256": manifest.weights_sha256,
             "classes": self._totals(),
-            "slag": self._slag() if knows_slag(manifest.classes) else None,
+            "slag": self._slag() if self._banded else None,
+            "scans": {one.work.uri: {"refined": one.refined, "patches": one.patches} for one in self._good if one.patches is not None},
             "broken_images": {one.work.uri: one.error for one in found if one.error},
         }
 
@@ -110,7 +94,7 @@ class MaskResults:
         """The files, into a folder on this machine."""
         rows = [{"image": one.work.uri, **area.record()} for one in self._good for area in one.areas]
         (folder / "measurements.csv").write_text(_csv(rows, ("image", "label", "area_px", "fraction", "area_mm2")))
-        if knows_slag(self._classes):
+        if self._banded:
             names = ("image", *SlagBand.__dataclass_fields__, "note")
             bands = [{"image": one.work.uri, **(one.band.record() if one.band else {}), "note": one.note} for one in self._good]
             (folder / "slag.csv").write_text(_csv(bands, names))

@@ -27,13 +27,13 @@ def keep_record(spec: BatchSpec, found: Found) -> None:
         storage.write_bytes(record_uri(spec, found.work), found.to_json().encode())
 
 
-def done_before(spec: BatchSpec, weights_sha256: str, works: Sequence[Work]) -> list[Found]:
+def done_before(spec: BatchSpec, manifest_sha256: str, works: Sequence[Work]) -> list[Found]:
     """What an earlier run with the same options has done of ``works``; the first run of all notes its options.
 
     Raises:
         UserError: the earlier run had other options or another model.
     """
-    asked = {**{name: value for name, value in asdict(spec).items() if name not in _OWN}, "weights_sha256": weights_sha256}
+    asked = {**{name: value for name, value in asdict(spec).items() if name not in _OWN}, "manifest_sha256": manifest_sha256}
     uri = storage.join(spec.storage, FOLDER, RUN)
     if not storage.exists(uri):
         storage.write_json(uri, asked)

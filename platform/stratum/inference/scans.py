@@ -8,8 +8,9 @@ Shapes: ``K`` classes, ``H`` and ``W`` the size of the image, ``h`` and ``w`` th
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -18,15 +19,19 @@ import torch
 from torch import Tensor
 
 from stratum.data.scans import Scan
-from stratum.data.windows import Window
+from stratum.data.windows import Window, windows
+from stratum.disk import require_room
+from stratum.inference.classes import TWO_STAGE_WINDOW
 from stratum.inference.outputs import to_float
+from stratum_models.batching import InputSize
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel, SemanticPrediction
 from stratum_models.two_stage.config import TwoStageConfig
 from stratum_models.two_stage.model import TwoStage
-from stratum_models.two_stage.scaling import at_size
+from stratum_models.two_stage.scaling import at_size, small_size
 
-WINDOW, TWO_STAGE_WINDOW = 1024, 2048  # pixels: sides of the windows where none was asked for
+WINDOW = 1024  # pixels: side of the windows where none was asked for
+NO_ROOM = "for what waits on disk: set TMPDIR to a folder that has room"
 CONTEXT = 8  # a core is surrounded by one part in so many of the window's side
 
 Keep = Callable[[Window, Tensor | None, Tensor | None], None]
@@ -59,6 +64,22 @@ def regions(height: int, width: int, core: int, halo: int) -> Iterator[Region]:
             )
 
 
+def even_regions(height: int, width: int, side: int, halo: int) -> Iterator[Region]:
+    """As :func:`regions`, with windows of one size: ``side``, or the image where that is smaller. Cores meet amid the windows' overlap."""
+    every = windows(height, width, side, 2 * halo)
+    rows = _cores(sorted({one.top for one in every}), every[0].height)
+    columns = _cores(sorted({one.left for one in every}), every[0].width)
+    for window in every:
+        (top, bottom), (left, right) = rows[window.top], columns[window.left]
+        yield Region(core=Window(top=top, left=left, height=bottom - top, width=right - left), window=window)
+
+
+def _cores(starts: Sequence[int], length: int) -> dict[int, tuple[int, int]]:
+    """First and last (not included) pixel of the core of each window, by where it begins, of windows ``length`` pixels long."""
+    edges = [starts[0], *((after + before + length) // 2 for before, after in pairwise(starts)), starts[-1] + length]
+    return dict(zip(starts, pairwise(edges), strict=True))
+
+
 @torch.inference_mode()
 def segment_scan(model: SegmentationModel, scan: Scan, keep: Keep, scratch: Path, window: int = 0) -> int:
     """Hands the image and the class of every pixel to ``keep``, core by core.
@@ -68,19 +89,25 @@ def segment_scan(model: SegmentationModel, scan: Scan, keep: Keep, scratch: Path
         scan: the image.
         keep: takes the parts.
         scratch: an empty folder on disk for stage 1's probabilities: ``4 * K / scale**2`` bytes for each pixel, and edges.
-        window: side of the windows in pixels; 0: 1024, and 2048 for two stages.
+        window: side of the windows in pixels, all of them as large as the image allows; 0: 1024, and 2048 for two stages.
 
     Returns:
         The number of refined patches; 0 for a model of one stage.
 
     Raises:
-        UserError: the scan is damaged, or the model resizes whole images.
+        UserError: the scan is damaged, the model resizes images to one size and no window is given, which would say by how much, or the
+            disk of ``scratch`` is too small.
     """
     if isinstance(model, TwoStage):
         return _TwoPasses(model, scan, keep, scratch, window or TWO_STAGE_WINDOW).run()
+    config = getattr(model, "config", None)
+    if isinstance(config, InputSize) and config.input_short is not None and not window:
+        raise UserError(
+            f"{scan.uri}: too large to be scaled to {config.input_short} pixels as this package does: give with --window the shorter side "
+            "of the images that it was trained on, or train it with --size 0"
+        )
     side = window or WINDOW
-    halo = min(side, max(scan.height, scan.width)) // CONTEXT
-    for region in regions(scan.height, scan.width, max(side - 2 * halo, 1), halo):
+    for region in even_regions(scan.height, scan.width, side, side // CONTEXT):
         image = scan.read(region.window)
         (found,) = model.predict([to_float(image).to(model.device)])
         probabilities = cast(SemanticPrediction, found).probabilities
@@ -97,26 +124,33 @@ class _TwoPasses:
     """A two-stage model on a scan; windows begin at multiples of a patch, so that their patches are those of the whole image."""
 
     def __init__(self, model: TwoStage, scan: Scan, keep: Keep, scratch: Path, window: int) -> None:
-        if model.config.input_short is not None:
-            raise UserError(
-                f"{scan.uri}: too large to be scaled to {model.config.input_short} pixels as this package does: train it with --size 0"
-            )
+        if model.config.resizes:
+            raise UserError(f"{scan.uri}: too large to be scaled as this package does before its two stages: train it with --size 0")
         self._model, self._scan, self._keep, self._scratch = model, scan, keep, scratch
         self._grid = model.config.grid(scan.height, scan.width)
-        self._halo, core = _cells_of(model.config, window)
-        side = model.config.patch
-        self._regions = list(regions(scan.height, scan.width, core * side, self._halo * side))
+        self._halo, self._core = _cells_of(model.config, window)
 
     def run(self) -> int:
         """Both passes; the number of refined patches."""
+        require_room(self._scratch, self._stage1_bytes(), NO_ROOM)
         scores = torch.zeros(self._grid.rows, self._grid.columns)
-        for index, region in enumerate(self._regions):
+        for index, region in enumerate(self._regions()):
             self._look(index, region, scores)
         picked = self._picked(scores)
-        for index, region in enumerate(self._regions):
+        for index, region in enumerate(self._regions()):
             labels = self._refined(index, region, picked)
             self._keep(region.core, None, _labels(region.inside(labels)))
         return int(picked.sum())
+
+    def _regions(self) -> Iterator[Region]:
+        side = self._model.config.patch
+        return regions(self._scan.height, self._scan.width, self._core * side, self._halo * side)
+
+    def _stage1_bytes(self) -> int:
+        """What its probabilities take on disk."""
+        windows = (region.window for region in self._regions())
+        pixels = (math.prod(small_size((one.height, one.width), self._model.config.scale)) for one in windows)
+        return 4 * self._model.num_classes * sum(pixels)
 
     def _look(self, index: int, region: Region, scores: Tensor) -> None:
         """Stage 1 on a window: its probabilities go to disk, the scores of the core's patches into ``scores``."""

@@ -5,23 +5,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from stratum.measurements import Particle, check_scale
-from stratum.slag import ClassArea, SlagBand, check_diameter
+from stratum.inference.bands import BandRule
+from stratum.measurements import Particle
+from stratum.slag import ClassArea, SlagBand
 from stratum_models.errors import UserError
 
 MaskFormat = Literal["tiff", "zarr"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchSpec:
+class BatchSpec(BandRule):
     """What to predict and how."""
 
     data: str  # a folder, a file, an s3:// prefix, or synthetic://
     storage: str
     score_threshold: float = 0.0  # of instances
-    mm_per_px: float | None = None
-    tube_diameter_mm: float | None = None  # the scale of images of a dip tube, instead of mm_per_px
-    axis_degrees: float | None = None  # the direction of the dip tube, if known
     window: int = 0  # side of the windows in which a semantic model predicts larger images; 0: whole
     mask_format: MaskFormat = "tiff"  # of the masks of images that are too large to be read whole
     options: Mapping[str, str] = field(default_factory=dict)  # of the package's model, changed for this prediction
@@ -33,8 +31,7 @@ class BatchSpec:
     resume: bool = False  # keep a record of each image, and skip those that have one
 
     def __post_init__(self) -> None:
-        check_scale(self.mm_per_px)
-        check_diameter(self.tube_diameter_mm, self.mm_per_px)
+        super().__post_init__()
         check_window(self.window)
         if not 0 <= self.score_threshold <= 1:
             raise UserError(f"the score threshold is {self.score_threshold}, it must be between 0 and 1")
@@ -63,7 +60,9 @@ class Found:
     particles: tuple[Particle, ...] = ()
     areas: tuple[ClassArea, ...] = ()  # of classes
     band: SlagBand | None = None  # of slag, for models that know tube and slag
-    note: str = ""  # why there is no band
+    note: str = ""  # why there is no band, or how a scan was read
+    refined: int | None = None  # patches of a scan that the second of two stages looked at
+    patches: int | None = None  # that the scan has
 
     def to_json(self) -> str:
         """All fields as text."""

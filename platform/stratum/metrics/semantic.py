@@ -30,6 +30,7 @@ class MaskRecord(TypedDict):
     key: str | None  # what tells the image apart from the others, its URI as a rule
     confusion: list[int]  # K * K, row by row
     boundary: list[int]  # K * 4, see ``metrics.boundary.COLUMNS``
+    refined: int | None  # patches that a second stage looked at
 
 
 class SemanticEvaluator:
@@ -63,12 +64,12 @@ class SemanticEvaluator:
             if prediction.probabilities.shape[0] != len(self.classes):
                 found = prediction.probabilities.shape[0]
                 raise ValueError(f"{found} probabilities for each pixel of {key or 'the image'}, but there are {len(self.classes)} classes")
-            self.update_labels(prediction.probabilities.detach().argmax(dim=0), target, key)
+            self.update_labels(prediction.probabilities.detach().argmax(dim=0), target, key, prediction.refined)
 
-    def update_labels(self, labels: Tensor, target: SemanticTarget, key: str | None = None) -> None:
+    def update_labels(self, labels: Tensor, target: SemanticTarget, key: str | None = None, refined: int | None = None) -> None:
         """Takes the predicted classes ``[H, W]`` of one image: all that is left of one too large for its probabilities."""
         if key is None or key not in self._keys:
-            self._add(self._record(labels, target.mask, key))
+            self._add(self._record(labels, target.mask, key, refined))
 
     def state(self) -> list[MaskRecord]:
         """What was gathered, an image an entry."""
@@ -86,7 +87,12 @@ class SemanticEvaluator:
         return self._sum("confusion", size * size).reshape(size, size)
 
     def compute(self) -> dict[str, float]:
-        """``val/miou``, ``val/mpa``, ``val/pa``, ``val/dice``, ``val/boundary_f``, ``val/iou_<class>``; NaN where nothing is labelled."""
+        """``val/miou``, ``val/mpa``, ``val/pa``, ``val/dice``, ``val/boundary_f``, and of each class ``val/iou_<class>`` and
+        ``val/dice_<class>``; NaN where nothing is labelled.
+
+        ``val/foreground_dice`` is the mean without class 0. With a second stage, ``val/patches`` are those it looked at in an image, the
+        mean over the set.
+        """
         matrix = self.confusion()
         present = matrix.sum(axis=1) > 0
         iou, accuracy, dice = per_class(matrix)
@@ -95,13 +101,19 @@ class SemanticEvaluator:
         means = {"val/miou": iou, "val/mpa": accuracy, "val/dice": dice, "val/boundary_f": outlines}
         metrics = {name: _mean(values[present]) for name, values in means.items()}
         metrics["val/pa"] = float(np.trace(matrix)) / total if total else float("nan")
-        return metrics | {iou_name(name): float(value) for name, value in zip(self.classes, iou, strict=True)}
+        metrics["val/foreground_dice"] = _mean(dice[1:][present[1:]])
+        refined = [record["refined"] for record in self._records if record["refined"] is not None]
+        if refined and len(refined) == len(self._records):
+            metrics["val/patches"] = float(np.mean(refined))
+        for name, figures in (("iou", iou), ("dice", dice)):
+            metrics |= {class_metric(name, label): float(value) for label, value in zip(self.classes, figures, strict=True)}
+        return metrics
 
     def best_score_threshold(self) -> float:
         """0: each pixel gets its most probable class, whatever its probability."""
         return 0.0
 
-    def _record(self, labels: Tensor, mask: Tensor, key: str | None) -> MaskRecord:
+    def _record(self, labels: Tensor, mask: Tensor, key: str | None, refined: int | None) -> MaskRecord:
         name, classes = key or "the image", len(self.classes)
         if labels.shape != mask.shape:
             found, wanted = ("x".join(str(side) for side in one.shape) for one in (labels, mask))
@@ -114,6 +126,7 @@ class SemanticEvaluator:
             "key": key,
             "confusion": confusion_of(labels, mask, classes).reshape(-1).tolist(),
             "boundary": outlines.reshape(-1).tolist(),
+            "refined": refined,
         }
 
     def _add(self, record: MaskRecord) -> None:
@@ -130,9 +143,9 @@ class SemanticEvaluator:
         return total
 
 
-def iou_name(label: str) -> str:
-    """The metric of a class: ``val/iou_<class>``, without what MLflow allows in no name and the slash, at which its pages cut names."""
-    return "val/iou_" + re.sub(r"[^\w.\- :]", "_", label)
+def class_metric(name: str, label: str) -> str:
+    """A metric of a class: ``val/iou_<class>``, without what MLflow allows in no name and the slash, at which its pages cut names."""
+    return f"val/{name}_" + re.sub(r"[^\w.\- :]", "_", label)
 
 
 def confusion_of(labels: Tensor, mask: Tensor, classes: int) -> Tensor:

@@ -20,7 +20,7 @@ import stratum_models
 from stratum import storage
 from stratum.tracking.store import check_reachable, client_for, one_line, one_line_errors, shown, tracking_uri
 from stratum_models.errors import UserError
-from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, Manifest, load_manifest
+from stratum_models.package import MANIFEST_FILE, WEIGHTS_FILE, Manifest, load_manifest, manifest_sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,13 +32,15 @@ REQUIREMENTS = (  # of what a model's own code imports; MLflow adds itself
     *("torch", "torchvision", "timm", "segmentation-models-pytorch", "safetensors", "numpy", "scipy"),
     *("pillow", "tifffile", "pycocotools", "boto3", "platformdirs", "psutil"),
 )
-SHA_TAG = "weights_sha256"
+SHA_TAG, MANIFEST_TAG = "weights_sha256", "manifest_sha256"
+SETTING_TAG = "cost_setting"  # what time and memory were measured with
 
 
 def log_package(run_id: str, folder: Path, register_as: str | None = None, *, uri: str | None = None) -> str:
     """Store a package with its run and, where a name is given, register it as that model's next version.
 
-    Returns ``models:/name/version``, or ``runs:/id/package`` without a name. Doing it again with the same weights changes nothing.
+    Returns ``models:/name/version``, or ``runs:/id/package`` without a name. Doing it again with the same weights makes no other version:
+    the one there is gets the figures of the new manifest, which took the place of the old one in the run.
     Raises UserError for a damaged package, or where the store cannot be reached.
     """
     manifest = verified(folder)
@@ -48,17 +50,17 @@ def log_package(run_id: str, folder: Path, register_as: str | None = None, *, ur
         client.log_artifacts(run_id, str(_as_pyfunc(folder, Path(scratch))), ARTIFACT)
         if register_as is None:
             return f"runs:/{run_id}/{ARTIFACT}"
-        return f"models:/{register_as}/{_register(client, run_id, register_as, manifest)}"
+        return f"models:/{register_as}/{_register(client, run_id, register_as, _version_tags(folder, manifest))}"
 
 
-def fetch_package(uri: str, weights_sha256: str = "") -> Path:
+def fetch_package(uri: str, sha256: str = "") -> Path:
     """A local folder with the package at ``models:/name@alias``, ``models:/name/3``, ``runs:/id/package``, a folder or ``s3://...``.
 
-    What is fetched is cached by the hash of its weights; where a version's hash is known and it is here, the store need not be there.
+    What is fetched is cached by the hash of its manifest; where a version's hash is known and it is here, the store need not be there.
     Raises UserError naming what is missing and what there is.
     """
     if uri.startswith("models:/"):
-        return _cached({SHA_TAG: weights_sha256}) or _fetch_version(uri)
+        return _cached({MANIFEST_TAG: sha256}) or _fetch_version(uri)
     if uri.startswith("runs:/"):
         store = tracking_uri()
         run_id, _, path = uri.removeprefix("runs:/").strip("/").partition("/")
@@ -112,8 +114,8 @@ def _as_pyfunc(folder: Path, scratch: Path) -> Path:
     return wrapped
 
 
-def _register(client: "MlflowClient", run_id: str, name: str, manifest: Manifest) -> str:
-    """The version of ``name`` that holds this run's package, made where there is none."""
+def _register(client: "MlflowClient", run_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """The version of ``name`` that holds this run's package, with these tags; made where there is none."""
     from mlflow.exceptions import MlflowException
 
     if not name or any(letter in name for letter in "/:'\""):
@@ -124,13 +126,15 @@ def _register(client: "MlflowClient", run_id: str, name: str, manifest: Manifest
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     for found in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        if found.tags.get(SHA_TAG) == manifest.weights_sha256:
+        if found.tags.get(SHA_TAG) == tags[SHA_TAG]:
+            for key, value in tags.items() - found.tags.items():
+                client.set_model_version_tag(name, found.version, key, value)
             return str(found.version)
     source = f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
-    return str(client.create_model_version(name, source, run_id=run_id, tags=_version_tags(manifest)).version)
+    return str(client.create_model_version(name, source, run_id=run_id, tags=dict(tags)).version)
 
 
-def _version_tags(manifest: Manifest) -> dict[str, str]:
+def _version_tags(folder: Path, manifest: Manifest) -> dict[str, str]:
     figures = {key: repr(float(value)) for key, value in version_figures(manifest).items()}
     return {
         **figures,
@@ -139,7 +143,9 @@ def _version_tags(manifest: Manifest) -> dict[str, str]:
         "classes": ",".join(manifest.classes),
         "data_fingerprint": manifest.data_fingerprint,
         "score_threshold": repr(manifest.score_threshold),
+        SETTING_TAG: ", ".join(f"{name} {value}" for name, value in sorted(manifest.cost_setting.items())),
         SHA_TAG: manifest.weights_sha256,
+        MANIFEST_TAG: manifest_sha256(folder),
     }
 
 
@@ -165,12 +171,13 @@ class NotRegisteredError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredVersion:
-    """A version of a registered model."""
+    """A version of a registered model; one of an earlier release has no ``manifest_sha256``."""
 
     name: str
     version: str
     aliases: tuple[str, ...]
     weights_sha256: str
+    manifest_sha256: str
 
     @property
     def uri(self) -> str:
@@ -190,7 +197,13 @@ def find_version(uri: str) -> RegisteredVersion:
     with one_line_errors(store):
         found = _version_of(client_for(store), uri)
         aliases = tuple(sorted(found.aliases))
-    return RegisteredVersion(name=found.name, version=str(found.version), aliases=aliases, weights_sha256=found.tags.get(SHA_TAG, ""))
+    return RegisteredVersion(
+        name=found.name,
+        version=str(found.version),
+        aliases=aliases,
+        weights_sha256=found.tags.get(SHA_TAG, ""),
+        manifest_sha256=found.tags.get(MANIFEST_TAG, ""),
+    )
 
 
 def _fetch_version(uri: str) -> Path:
@@ -242,13 +255,9 @@ def _cache_folder() -> Path:
 
 
 def _cached(tags: Mapping[str, str]) -> Path | None:
-    """The cached package with the weights that a version's tags name, if it is whole."""
-    sha = tags.get(SHA_TAG, "")
-    folder = _cache_folder() / sha
-    try:
-        return folder if sha and verified(folder).weights_sha256 == sha else None
-    except UserError:
-        return None
+    """The cached package that a version's tags name, if it is whole."""
+    sha = tags.get(MANIFEST_TAG, "")
+    return _cache_folder() / sha if sha and _whole(sha) else None
 
 
 def _download(source: str, store: str, uri: str) -> Path:
@@ -266,9 +275,9 @@ def _download(source: str, store: str, uri: str) -> Path:
                 f"{uri}: cannot be downloaded from {shown(store)} ({one_line(error)}): check what the run has stored"
             ) from error
         package = _package_in(Path(local), uri)
-        folder = cache / verified(package).weights_sha256
-        manifest = (package / MANIFEST_FILE).read_bytes()
-        if folder.exists() and _differs(folder, manifest):
+        verified(package)
+        folder = cache / manifest_sha256(package)
+        if folder.exists() and not _whole(folder.name):
             folder.rename(Path(scratch) / "replaced")
         try:
             package.rename(folder)
@@ -277,13 +286,14 @@ def _download(source: str, store: str, uri: str) -> Path:
     return folder
 
 
-def _differs(folder: Path, manifest: bytes) -> bool:
-    """Whether a cached package is damaged, or has the same weights under another manifest (a changed threshold)."""
+def _whole(sha: str) -> bool:
+    """Whether the package with a manifest of this hash is in the cache, undamaged."""
+    folder = _cache_folder() / sha
     try:
         verified(folder)
-        return (folder / MANIFEST_FILE).read_bytes() != manifest
+        return manifest_sha256(folder) == sha
     except UserError:
-        return True
+        return False
 
 
 def _package_in(folder: Path, uri: str) -> Path:

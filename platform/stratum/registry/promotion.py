@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stratum.metrics.names import BEST_METRIC
-from stratum.registry.packages import known_models
+from stratum.registry.packages import SETTING_TAG, known_models
 from stratum.tracking.store import check_reachable, client_for, one_line_errors, tracking_uri
 from stratum_models.errors import UserError
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATA_TAG = "data_fingerprint"
+UNMEASURED = {"cost/params", "cost/size_mb"}  # are what they are on any machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def promote(name: str, metric: str = "", constraints: Sequence[str] = (), alias:
         value=best.figure(metric) or 0.0,
         previous=str(previous) if previous is not None else None,
         passed_over=passed_over,
-        warnings=_warnings(candidates, metric),
+        warnings=_warnings(candidates, (metric, *limits)),
     )
 
 
@@ -138,8 +139,14 @@ def _refusal(candidate: Candidate, metric: str, limits: Mapping[str, float]) -> 
     return ""
 
 
-def _warnings(candidates: Sequence[Candidate], metric: str) -> tuple[str, ...]:
-    data = {candidate.tags.get(DATA_TAG, "") for candidate in candidates if candidate.figure(metric) is not None}
-    if len(data) > 1:
-        return (f"the versions were measured on {len(data)} different data sets: their {metric} is not comparable",)
-    return ()
+def _warnings(candidates: Sequence[Candidate], names: Sequence[str]) -> tuple[str, ...]:
+    """What makes the figures of these names other than comparable."""
+    found = []
+    for name in sorted(set(names) - UNMEASURED):
+        timed = name.startswith("cost/")
+        tag = SETTING_TAG if timed else DATA_TAG
+        values = {candidate.tags.get(tag, "") for candidate in candidates if candidate.figure(name) is not None}
+        if len(values) > 1:
+            where = "; ".join(sorted(value or "not noted" for value in values)) if timed else f"{len(values)} different data sets"
+            found.append(f"the versions were measured on {where}: their {name} is not comparable")
+    return tuple(found)

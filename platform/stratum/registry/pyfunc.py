@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stratum.data.images import DepthRule, decode_image, read_image, to_rgb
@@ -45,11 +46,20 @@ class PackageModel:
             encoded = _base64(value)
             return read_image(value, self._depth) if encoded is None else decode_image(encoded, self._depth)
         pixels = np.asarray(value)
-        if pixels.dtype not in (np.uint8, np.uint16):  # JSON has no small integers
-            pixels = pixels.astype(np.uint16 if pixels.size and pixels.max() > 255 else np.uint8)
         if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
             raise UserError(f"an image array has shape {pixels.shape}: give [H, W] or [H, W, 3]")
+        if pixels.dtype not in (np.uint8, np.uint16):  # JSON has no small integers
+            pixels = _whole_numbers(pixels)
         return to_rgb(pixels, self._depth)
+
+
+def _whole_numbers(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Pixels as 8 or 16 bits; what is scaled to 0..1 would become black, and what is below 0 white."""
+    known = pixels.dtype.kind in "iuf" and pixels.size
+    if not known or (pixels != np.rint(pixels)).any() or pixels.min() < 0 or pixels.max() > 65535:
+        found = f"{pixels.min():.4g} to {pixels.max():.4g}" if known else "none"
+        raise UserError(f"an image array holds {pixels.dtype} ({found}): give whole numbers, 0 to 255 (of 16-bit images to 65535)")
+    return pixels.astype(np.uint16 if pixels.max() > 255 else np.uint8)
 
 
 def as_json(prediction: Prediction, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ A row is a mapping with
 
 - ``name``: the variant;
 - ``metrics``: our figures by their names everywhere (``val/mask_ap50``, ``cost/latency_ms``, ...), AP in 0..1;
-- ``paper``: the paper's figures (``mask_ap50`` in percent, ``infer_ms``, ``size_mb``, ...), or None;
+- ``paper``: the paper's figures (``mask_ap50`` in percent, ``infer_ms``, ``size_mb``, ...), or None. Those on several data sets are under
+  their names (``drosophila/miou``, ``covid/miou``): shown is the set whose classes ours have, or else the first;
 - ``group``: rows of one table of the paper stand together under this heading; may be left out;
 - ``baseline``: true for the row of the group that the others are compared with; may be left out;
 - ``note``: what to say of the variant, such as ``failed: out of memory``; may be left out.
@@ -14,7 +15,7 @@ paper has too therefore stands, in brackets, its difference to the baseline of t
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from stratum_models.interface import Task
@@ -94,6 +95,7 @@ def ablation_table(rows: Sequence[Row], *, figures: Sequence[Figure] = ABLATION,
 
     Columns that nobody has a figure for are left out; single missing figures, and those that are not numbers, show as a dash.
     """
+    rows = _of_like_data(rows)
     columns = [
         (figure, side) for figure in figures for side in ("ours", "paper") if any(_value(figure, side, row) is not None for row in rows)
     ]
@@ -113,6 +115,7 @@ def ablation_table(rows: Sequence[Row], *, figures: Sequence[Figure] = ABLATION,
 
 def narrow_tables(rows: Sequence[Row], *, figures: Sequence[Figure] = ABLATION, width: int = 120) -> str:
     """:func:`ablation_table` as plain text of at most ``width`` columns: figures that find no room stand in further tables below."""
+    rows = _of_like_data(rows)
     known = [figure for figure in figures if any(_value(figure, side, row) is not None for row in rows for side in ("ours", "paper"))]
     tables: list[list[Figure]] = [[]]
     for figure in known:
@@ -124,6 +127,7 @@ def narrow_tables(rows: Sequence[Row], *, figures: Sequence[Figure] = ABLATION, 
 
 def index_table(rows: Sequence[Row], figures: Sequence[Figure] = _INSTANCE, *, markdown: bool = False) -> str:
     """The indexes of a task, one line each, with two columns per model: ours and the paper's."""
+    rows = _of_like_data(rows)
     header = ["index", *(f"{_name(row)}, {side}" for row in rows for side in ("ours", "paper"))]
     lines = [
         [figure.title, *(_plain(_value(figure, side, row), figure.digits) for row in rows for side in ("ours", "paper"))]
@@ -155,6 +159,24 @@ def markdown_table(header: Sequence[str], groups: Iterable[tuple[str, Sequence[S
         lines += [[f"**{_escaped(title)}**", *[""] * (len(header) - 1)]] if title else []
         lines += [[_escaped(cell) for cell in line] for line in members]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _of_like_data(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a paper's figures from one data set, without its name."""
+    measured = {name for row in rows if isinstance(found := row.get("metrics"), Mapping) for name in found}
+    return [{**row, "paper": _of_one_set(row["paper"], measured)} if isinstance(row.get("paper"), Mapping) else row for row in rows]
+
+
+def _of_one_set(figures: object, measured: Set[str]) -> dict[str, object]:
+    """Figures of the set with most of the classes in ``measured``, and those of no set."""
+    assert isinstance(figures, Mapping)
+    sets: dict[str, dict[str, object]] = {}
+    for name, value in figures.items():
+        data, _, plain = str(name).rpartition("/")
+        sets.setdefault(data, {})[plain] = value
+    of_none = sets.pop("", {})
+    likest = max(sets.values(), key=lambda one: sum(f"val/{name}" in measured for name in one if name.startswith("iou_")), default={})
+    return {**of_none, **likest}
 
 
 def _value(figure: Figure, side: str, row: Row) -> float | None:

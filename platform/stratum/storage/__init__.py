@@ -12,7 +12,7 @@ of the process, forks included, and lets the SDK's exceptions through. What woul
 from stratum.storage.arrow import ray_filesystem
 from stratum.storage.client import within
 from stratum.storage.errors import DeniedError, MissingError, StorageError, TooLargeError, UnreachableError
-from stratum.storage.files import exists, fetch, read_bytes, read_json, read_once, write_bytes, write_json
+from stratum.storage.files import exists, fetch, read_bytes, read_json, read_once, size, write_bytes, write_json
 from stratum.storage.names import is_remote, is_synthetic, join, name, parent, relative, resolve, suffix
 from stratum.storage.trees import fetch_tree, list_files, remove_tree, upload_file, upload_tree
 
@@ -38,6 +38,7 @@ __all__ = [
     "relative",
     "remove_tree",
     "resolve",
+    "size",
     "suffix",
     "upload_file",
     "upload_tree",

@@ -1,5 +1,6 @@
 """The file system that Ray is given for its results."""
 
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ def ray_filesystem(uri: str) -> tuple[Any | None, str]:
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     options: dict[str, Any] = {"region": s3.check_bucket(uri), "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)}
+    if bundle := os.environ.get("AWS_CA_BUNDLE"):  # which boto3 reads by itself
+        options["tls_ca_file_path"] = bundle
     server = urlsplit(endpoint(uri))
     if ".amazonaws.com" not in server.netloc:
         options |= {"endpoint_override": server.netloc, "scheme": server.scheme}

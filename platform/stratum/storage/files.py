@@ -62,6 +62,19 @@ def read_bytes(uri: str) -> bytes:
     return local.read(cache.fetch(uri) if is_remote(uri) else Path(uri))
 
 
+def size(uri: str) -> int:
+    """The bytes that a file has, without reading it.
+
+    Raises:
+        StorageError: missing, denied, unreachable, or no file.
+    """
+    uri = place(uri)
+    if is_remote(uri):
+        return s3.size(uri)
+    with local_errors(uri):
+        return Path(uri).stat().st_size
+
+
 def read_once(uri: str, most: int = sys.maxsize) -> bytes:
     """The content of a file of no more than ``most`` bytes, for those who will not ask for it again: it is not kept in the cache.
 

@@ -84,6 +84,12 @@ def _get(bucket: str, key: str, known: str | None) -> "GetObjectOutputTypeDef":
     return client().get_object(Bucket=bucket, Key=key, IfNoneMatch=known)
 
 
+def size(uri: str) -> int:
+    """The bytes of an object."""
+    bucket, key = _object(uri)
+    return int(persist(uri, lambda: client().head_object(Bucket=bucket, Key=key))["ContentLength"])
+
+
 def put(uri: str, data: bytes) -> None:
     """Store an object; it is visible whole or not at all."""
     bucket, key = _object(uri)

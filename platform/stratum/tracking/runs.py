@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from stratum.tracking.delivery import Outbox, deliver_leftovers, metric_item
 from stratum.tracking.logger import RunLogger
-from stratum.tracking.stale import close_stale_runs, owner_tags
+from stratum.tracking.stale import Heartbeat, close_stale_runs, owner_tags
 from stratum.tracking.store import check_reachable, client_for, experiment_id, one_line_errors, tracking_uri
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class Run:
         self.status: Status | None = None
         self._left = False
         self._outbox = Outbox(uri, run_id)
+        self._heartbeat = Heartbeat(self._outbox.put)
+        self._heartbeat.start()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log numbers by name, such as ``val/mask_ap50``."""
@@ -69,6 +71,7 @@ class Run:
     def leave(self, timeout: float = FINISH_SECONDS) -> None:
         """Deliver what there is, and leave it to another process to say how the run ended."""
         self._left = True
+        self._heartbeat.stop()
         self._outbox.close(timeout)
 
     def finish(self, status: Status = "FINISHED", timeout: float = FINISH_SECONDS) -> None:
@@ -76,6 +79,7 @@ class Run:
         if self.status is not None or self._left:
             return
         self.status = status
+        self._heartbeat.stop()
         if self.parent_id is None:
             self._outbox.put({"op": "close_children", "experiment_id": self.experiment_id})
         self._outbox.put({"op": "finish", "status": status, "end_time": int(time.time() * 1000)})
@@ -143,10 +147,10 @@ def _start(
     if resume_id is None:
         info = client.create_run(experiment_id(client, uri, experiment), tags=all_tags, run_name=name).info
     else:
+        for key, value in all_tags.items():  # before it runs: with its old owner another process would close it
+            client.set_tag(resume_id, key, value)
         client.update_run(resume_id, status="RUNNING")
         info = client.get_run(resume_id).info
-        for key, value in all_tags.items():
-            client.set_tag(resume_id, key, value)
     run = Run(info.run_id, uri, info.experiment_id, parent_id, info.start_time)
     if params:
         run.log_params(params)

@@ -55,7 +55,7 @@ def _send(client: "MlflowClient", run_id: str, item: Item) -> None:
     elif item["op"] == "package":
         _send_package(run_id, item)
     elif item["op"] == "close_children":
-        _close_children(client, run_id, item["experiment_id"])
+        close_children(client, run_id, item["experiment_id"])
     elif item["op"] == "finish":
         _finish(client, run_id, item)
 
@@ -86,7 +86,7 @@ def _finish(client: "MlflowClient", run_id: str, item: Item) -> None:
         client.set_terminated(run_id, item["status"], item["end_time"])
 
 
-def _close_children(client: "MlflowClient", run_id: str, experiment_id: str) -> None:
+def close_children(client: "MlflowClient", run_id: str, experiment_id: str) -> None:
     """End as KILLED what still runs below a run that has ended: a trial that a scheduler stopped had no chance to say so."""
     query = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
     for child in client.search_runs([experiment_id], query, max_results=1000):

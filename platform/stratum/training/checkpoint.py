@@ -7,7 +7,6 @@ Random states are not stored: every epoch seeds them from the run's seed, the ep
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from stratum.disk import said_when_full
 from stratum.training.context import STATE_FILE
 from stratum.training.ema import Ema
 from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
-
-FULL_BYTES = 2**16  # less is left of a disk that is full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +31,7 @@ class Best:
     epoch: int  # counted from 0
     metric: str
     metrics: dict[str, float]
+    unlearnt: str = ""  # what had not begun to learn
 
     @property
     def value(self) -> float:
@@ -94,12 +93,8 @@ def save_checkpoint(folder: Path, parts: Parts, state: State, config: dict[str, 
     Raises:
         UserError: the disk is full.
     """
-    try:
+    with said_when_full(folder, "for a checkpoint: free some, or set TMPDIR; then go on with --resume"):
         return _save(folder, parts, state, config)
-    except Exception as error:  # of three libraries, each with words of its own
-        if shutil.disk_usage(folder).free > FULL_BYTES:
-            raise
-        raise UserError(f"{folder}: no space is left for a checkpoint: free some, or set TMPDIR; then go on with --resume") from error
 
 
 def _save(folder: Path, parts: Parts, state: State, config: dict[str, Any]) -> Path:

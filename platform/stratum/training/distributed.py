@@ -2,6 +2,7 @@
 
 import contextvars
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,9 +14,11 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
+import torch
 
 from stratum import logs, storage
 from stratum.cluster import ray_is_local
+from stratum.data.source import Dataset
 from stratum.tracking import RunLogger
 from stratum.training.context import Context
 from stratum.training.engine import Log, TrainResult
@@ -63,18 +66,18 @@ def run_distributed(
     return on_workers(partial(work, spec, run, say or say_on_stdout), spec, callbacks, relay)
 
 
-def work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
-    """What each worker does; rank 0 logs."""
+def work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context, data: Dataset | None = None) -> TrainResult:
+    """What each worker does; rank 0 logs. ``data`` are the run's, where this process has them."""
     logs.set_up_logging()
     with logs.log_fields(run=spec.name, mlflow_run=run.run_id if run else None, rank=context.rank):
-        return _work(spec, run, say, context)
+        return _work(spec, run, say, context, data)
 
 
-def _work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context) -> TrainResult:
+def _work(spec: RunSpec, run: RunLogger | None, say: Say, context: Context, data: Dataset | None) -> TrainResult:
     if run is None or context.rank != 0:
-        return execute(spec, context, None, say)
+        return execute(spec, context, None, say, data)
     with run:
-        return execute(spec, context, metered(open_journal(run), spec.name), say)
+        return execute(spec, context, metered(open_journal(run), spec.name), say, data)
 
 
 def metered(log: Log, run: str) -> Log:
@@ -150,6 +153,19 @@ def _guarded(function: Work[T], note: str, relay: Relay | None) -> T | NonFinite
             return error
         storage.write_bytes(note, str(error).encode())
         raise
+
+
+def in_a_task(call: Callable[..., T], *arguments: object, cpus: float, gpu: bool) -> T:
+    """The answer of a call on a node with so many CPUs, which PyTorch then uses, and a GPU where that is asked."""
+    task = ray.remote(num_cpus=cpus, num_gpus=int(gpu), max_retries=1)(_with_its_cpus)
+    answer: T = ray.get(task.remote(call, *arguments))
+    return answer
+
+
+def _with_its_cpus(call: Callable[..., T], *arguments: object) -> T:
+    """The body of the Ray task, whose process may have done others with other CPUs before."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+    return call(*arguments)
 
 
 def worker_resources(spec: RunSpec) -> dict[str, float]:

@@ -46,6 +46,11 @@ class TrainResult:
     stop_reason: str
     package: str | None = None  # URI
 
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch, counted from 1, whose weights are kept."""
+        return self.epochs if self.best_epoch is None else self.best_epoch + 1
+
 
 class LossModule(nn.Module):
     """Gives ``model.loss`` the name ``forward``, through which DistributedDataParallel works."""
@@ -181,16 +186,17 @@ def finish_epoch(state: State, row: dict[str, float], parts: Parts, spec: TrainS
     state.history.append(row)
     state.train_s += row["train/epoch_s"] + row.get("val/seconds", 0.0)
     state.memory_mb = max(state.memory_mb, row["train/memory_mb"])
-    before = state.best.value if state.best else -math.inf
+    unlearnt = parts.evaluated.unlearnt
+    before = state.best.value if state.best and state.best.unlearnt == unlearnt else -math.inf
     value = row.get(best_metric, -math.inf)
     if "val/seconds" in row:
         state.stale = 0 if value > before else state.stale + 1
     improved = best_metric in row and value >= before  # of equals, the longer trained
     if improved:
         scores = {name: score for name, score in row.items() if name.startswith("val/") and name != "val/seconds"}
-        state.best = Best(epoch=state.epoch - 1, metric=best_metric, metrics=scores)
+        state.best = Best(epoch=state.epoch - 1, metric=best_metric, metrics=scores, unlearnt=unlearnt)
         parts.best.load_state_dict(parts.evaluated.state_dict())
-    if spec.patience and state.stale >= spec.patience:
+    if spec.patience and state.stale >= spec.patience and not unlearnt:
         state.stop_reason = f"early stopping: {best_metric} did not rise in {state.stale} evaluations"
     elif late:
         state.stop_reason = f"time budget of {spec.time_budget_s:g} s: stopped after {state.epoch} of {spec.epochs} epochs"
@@ -220,7 +226,7 @@ def keep_part(parts: Parts, state: State, context: Context, config: dict[str, ob
         context.report(row, save_checkpoint(Path(folder), parts, state, config), best=False)
 
 
-def conclude(model: nn.Module, parts: Parts, state: State, spec: TrainSpec) -> TrainResult:
+def conclude(model: SegmentationModel, parts: Parts, state: State, spec: TrainSpec) -> TrainResult:
     """Leaves the weights that are kept in the model and sums the run up."""
     chosen = parts.best if state.best else parts.evaluated
     model.load_state_dict(chosen.state_dict())
@@ -229,13 +235,13 @@ def conclude(model: nn.Module, parts: Parts, state: State, spec: TrainSpec) -> T
     return TrainResult(
         epochs=state.epoch,
         history=state.history,
-        metrics=metrics | {"cost/train_s": state.train_s, "cost/train_memory_mb": state.memory_mb, **step_time(state, spec)},
+        metrics=metrics | {"cost/train_s": state.train_s, "train/memory_mb": state.memory_mb, **step_time(state, spec)},
         best_epoch=state.best.epoch if state.best else None,
-        stop_reason=state.stop_reason or "all epochs done",
+        stop_reason=(state.stop_reason or "all epochs done") + (f"; {model.unlearnt} has not learnt yet" if model.unlearnt else ""),
     )
 
 
 def step_time(state: State, spec: TrainSpec) -> dict[str, float]:
-    """The time of an optimiser step in ms, the median over the epochs: the paper's training time."""
+    """The time of an optimiser step in ms, the median over the epochs, beside whatever else ran on the machine."""
     rates = [row["train/images_per_s"] for row in state.history if row.get("train/images_per_s", 0) > 0]
-    return {"cost/train_step_ms": 1000 * spec.batch_size / statistics.median(rates)} if rates else {}
+    return {"train/step_ms": 1000 * spec.batch_size / statistics.median(rates)} if rates else {}

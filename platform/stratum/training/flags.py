@@ -13,12 +13,13 @@ from stratum.training.progress import Say
 from stratum.training.recipes import Recipe, recipe_of
 from stratum.training.run import fetch_init, resolved
 from stratum.training.spec import ModelSpec, Optimizer, Precision, RunSpec, Schedule, TrainSpec
+from stratum_models.batching import RESIZING
 from stratum_models.catalog import resolve_config
 from stratum_models.errors import UserError
 from stratum_models.package import load_manifest
 
 OF_THE_OPTIMISER = ("optimizer", "learning_rate", "weight_decay", "schedule", "warmup_epochs", "clip_norm", "ema_decay")
-OF_THE_DATA = ("input_short", "input_long", "class_weights")  # options that a package has from what it was trained on
+OF_THE_DATA = (*RESIZING, "class_weights")  # options that a package has from what it was trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,10 @@ class TrainArgs(DataArgs):
     epochs: int = 100
     """Passes over the training images."""
     size: int | None = None
-    """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are. The "paper"
-    augmentation has sizes of its own. This and all that has no number here is by default the model's own recipe: its paper's for
-    two_stage, sliding and unet_s2 (whole images), for all others 256."""
+    """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are. With --tile all
+    are scaled by size / tile, as windows are in prediction; left out, by nothing. The "paper" augmentation has sizes of its own. This and
+    all that has no number here is by default the model's own recipe: its paper's for two_stage, sliding and unet_s2 (whole images), for
+    all others 256."""
     augment: str = ""
     """Augmentation preset: none, paper, two_stage or strong (the default)."""
     crop: int = 0
@@ -158,7 +160,7 @@ def run_spec(args: TrainArgs) -> RunSpec:
 
 def with_recipe(args: TrainArgs, recipe: Recipe) -> TrainArgs:
     """The flags, with the recipe's values where none were given."""
-    known = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+    known = {f.name: getattr(recipe, f.name) for f in fields(recipe)} | ({"size": 0} if args.tile else {})
     return replace(args, **{name: value for name, value in known.items() if getattr(args, name) in (None, "")})
 
 
@@ -172,10 +174,9 @@ def chosen_model(args: TrainArgs) -> tuple[str, dict[str, object]]:
 
 def augmentation(args: TrainArgs) -> AugmentSpec:
     """The preset of the flags with what they change of it."""
-    spec = resolve_augmentation(args.augment, args.size or None)
+    spec = resolve_augmentation(args.augment, args.size, args.tile)
     if args.crop:
-        sides = spec.short_sides or ((args.size,) if args.size else ())
-        spec = replace(spec, crop=args.crop, short_sides=sides)
+        spec = replace(spec, crop=args.crop)
     if args.mosaic is not None:
         spec = replace(spec, mosaic=args.mosaic)
     return spec if args.scale is None else replace(spec, scale_range=args.scale)
@@ -193,7 +194,7 @@ def overrides(model: str, args: TrainArgs) -> dict[str, object]:
             raise UserError("--class-weights and --set class_weights say the same: give one of them")
     if args.class_weights and args.class_weights not in RULES:
         options["class_weights"] = args.class_weights
-    scale = {name: value for name, value in prediction_size(args.augment, args.size).items() if name in known}
+    scale = {name: value for name, value in prediction_size(args.augment, args.size, args.tile).items() if name in known}
     return scale | options
 
 

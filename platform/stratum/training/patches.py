@@ -2,10 +2,10 @@
 
 from stratum.data.source import Dataset
 from stratum.training.spec import RunSpec
-from stratum_models.batching import scaled_size
 from stratum_models.catalog import resolve_config
 from stratum_models.errors import UserError
-from stratum_models.two_stage.config import TwoStageConfig, check_patch
+from stratum_models.two_stage.config import TwoStageConfig
+from stratum_models.two_stage.patches import check_patch
 from stratum_models.two_stage.sliding import SlidingConfig
 
 
@@ -19,7 +19,7 @@ def check_patches(spec: RunSpec, data: Dataset) -> None:
     config = resolve_config(spec.model.preset, spec.model.overrides)
     if not isinstance(config, TwoStageConfig | SlidingConfig):
         return
-    sizes = {scaled_size(*record.size, config.input_short, config.input_long) for record in data.val.records}
+    sizes = {config.scaled(*record.size) for record in data.val.records}
     try:
         for size in sorted(sizes):
             config.check_images(size)

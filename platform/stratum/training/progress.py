@@ -45,8 +45,8 @@ class Progress:
         done = epoch + 1 - self._first
         left = (self._spoke - self._start) / done * (self._epochs - epoch - 1)
         losses = {name.removeprefix("train/"): value for name, value in row.items() if name.startswith("train/loss")}
-        # A set may have a hundred classes: the IoU of each is in the history.
-        scores = {name: value for name, value in row.items() if name.startswith("val/") and not name.startswith("val/iou_")}
+        # A set may have a hundred classes: the figures of each are in the history.
+        scores = {name: value for name, value in row.items() if name.startswith("val/") and not name.startswith(("val/iou_", "val/dice_"))}
         parts = [f"epoch {epoch + 1}/{self._epochs}", _listed(losses), f"{row['train/images_per_s']:.1f} images/s", _listed(scores)]
         self._say("  ".join([part for part in parts if part] + [f"{duration(left)} left"]))
 

@@ -12,6 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -92,7 +93,7 @@ class RayContext:
         if self.world_size == 1:
             return model
         if sync_bn:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+            model = synchronised(model)
         devices = [self.device] if self.device.type == "cuda" else None
         # An image without instances leaves the mask head without gradient.
         return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
@@ -104,6 +105,12 @@ class RayContext:
         shared = torch.tensor(value, device=self.device)
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return int(shared.item())
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm over all ranks. timm's own conversion: PyTorch's loses the activation that timm's BatchNorm holds."""
+    converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return converted
 
 
 def require_room(checkpoint: Path, storage: Any) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from stratum import storage
 from stratum.allocator import keep_freed_memory
 from stratum.data.loader import Loader, build_loader
-from stratum.data.source import Dataset, load_data, require_task
+from stratum.data.source import Dataset, DataSpec, load_data, require_task
 from stratum.metrics.names import BEST_METRIC
 from stratum.training.context import Context, LocalContext
 from stratum.training.engine import Log, TrainResult, train
@@ -29,18 +29,19 @@ from stratum_models.interface import SegmentationModel
 from stratum_models.package import MANIFEST_FILE, Manifest, load_matching, load_package, save_package
 
 RUN_FILE = "run.json"
+NAMED = ("empty class", "black and white", "shape left out", "ids or classes")  # warnings of which each may spoil a whole training
 
 
-def check(spec: RunSpec, say: Say = say_nothing) -> Dataset:
+def check(spec: RunSpec, say: Say = say_nothing, data: Dataset | None = None) -> Dataset:
     """Reads and builds everything once in the driver, so that bad input ends here, with nothing written.
 
-    ``say`` hears what a fine-tuning takes from its package.
+    ``say`` hears what a fine-tuning takes from its package. ``data`` are the run's, where they are read already.
 
     Raises:
         UserError: the model, the data, their fit, the weights to start from or the batch size cannot be used.
     """
     resolve_config(spec.model.preset, spec.model.overrides)
-    data = load(spec)
+    data = data or load(spec)
     require_task(data, preset(spec.model.preset).task, f"model {spec.model.preset}", spec.data)
     if not len(data.val):
         raise UserError(f"{spec.data.uri}: no validation images: add a val part or raise the validation fraction")
@@ -61,13 +62,19 @@ def check_device(spec: RunSpec) -> None:
 
 
 def report_problems(data: Dataset, say: Say) -> None:
-    """Names everything that ``skip_broken`` leaves out, one line each, and counts the warnings by their kind."""
+    """Names everything that ``skip_broken`` leaves out and the first of each kind in ``NAMED``, and counts the warnings by their kind."""
     for problem in data.problems:
         if problem.severity == "error":
             say(f"left out: {problem.kind}: {problem.uri}: {problem.detail}")
     warnings = Counter(problem.kind for problem in data.problems if problem.severity == "warning")
     if warnings:
         say("warnings on the data: " + ", ".join(f"{kind} ({count})" for kind, count in warnings.most_common()))
+    for kind in NAMED:
+        found = [problem for problem in data.problems if problem.kind == kind]
+        for problem in found[:5]:
+            say(str(problem))
+        if len(found) > 5:
+            say(f"and {len(found) - 5} more of kind {kind}: jobs/check_data.py lists them")
 
 
 def load(spec: RunSpec) -> Dataset:
@@ -108,15 +115,30 @@ def check_name(spec: RunSpec) -> None:
         raise UserError(f"{run_folder(spec)}: a run of this name is there already; go on with --resume {spec.name} or choose another name")
 
 
-def claim(spec: RunSpec, run_id: str | None = None, options: Mapping[str, object] | None = None) -> None:
-    """Writes the run's ``run.json``: what is run, its MLflow run once there is one, and options of the job that are not in the spec.
+def claim(spec: RunSpec, run_id: str | None = None, options: Mapping[str, object] | None = None, fingerprint: str = "") -> None:
+    """Writes the run's ``run.json``: what is run, its MLflow run once there is one, options of the job that are not in the spec, and the
+    fingerprint of the data, for :func:`check_unchanged`.
 
     Raises:
         UserError: a run of this name is there already (where no MLflow run is given), or the storage cannot be written.
     """
     if run_id is None:
         check_name(spec)
-    storage.write_json(storage.join(run_folder(spec), RUN_FILE), {"spec": to_dict(spec), "run_id": run_id, "options": dict(options or {})})
+    values = {"spec": to_dict(spec), "run_id": run_id, "options": dict(options or {}), "data_fingerprint": fingerprint}
+    storage.write_json(storage.join(run_folder(spec), RUN_FILE), values)
+
+
+def check_unchanged(uri: str, data: Dataset, spec: DataSpec) -> None:
+    """Refuses to go on with other data than what the JSON file of a run or a sweep notes; one of an earlier version notes none.
+
+    Raises:
+        UserError: images, labels or their split have changed.
+    """
+    if storage.read_json(uri).get("data_fingerprint") not in (None, "", data.fingerprint):
+        raise UserError(
+            f"{spec.uri}: images or labels have changed since {storage.parent(uri)} was begun: restore them, or start anew under another "
+            "--name (train.py keeps what was learned with --init and a package)"
+        )
 
 
 def claimed(folder: str) -> tuple[RunSpec, str | None]:
@@ -151,18 +173,18 @@ def parameters(spec: RunSpec) -> dict[str, Any]:
     return {**to_dict(spec), "model": {**asdict(spec.model), "overrides": asdict(resolve_config(spec.model.preset, spec.model.overrides))}}
 
 
-def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = say_nothing) -> TrainResult:
+def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = say_nothing, data: Dataset | None = None) -> TrainResult:
     """Trains what the spec says, on this rank; rank 0 writes the package to ``<storage>/<name>/package``.
 
     The result's metrics are those of the package: the weights of the epoch with the highest :data:`BEST_METRIC` (the EMA's,
     where there is one), evaluated once more on the validation images, from which the score threshold of
-    instances is chosen too.
+    instances is chosen too. ``data`` are the spec's where they have been loaded, which takes decoding every image.
     """
     if spec.threads:
         torch.set_num_threads(spec.threads)
     if context.device.type == "cpu":
         keep_freed_memory()
-    data = load(spec)
+    data = data or load(spec)
     torch.manual_seed(spec.train.seed)  # every rank starts from the same weights
     model = make_model(spec.model, data.classes)
     loader, images = build_loaders(spec, data, context)
@@ -182,18 +204,20 @@ def execute(spec: RunSpec, context: Context, log: Log | None = None, say: Say = 
     evaluator = collect(model, images, evaluator_for(data.task, data.classes), context)
     if evaluator is not None:
         result = write_package(spec, data, model, result, evaluator)
-        say(f"{result.stop_reason}; kept the weights of epoch {(result.best_epoch or 0) + 1}: {result.package}")
+        say(f"{result.stop_reason}; kept the weights of epoch {result.kept_epoch}: {result.package}")
     return context.gather(result)[0]
 
 
-def run_local(spec: RunSpec, log: Log | None = None, say: Say = say_nothing, stop: Event | None = None) -> TrainResult:
+def run_local(
+    spec: RunSpec, log: Log | None = None, say: Say = say_nothing, stop: Event | None = None, data: Dataset | None = None
+) -> TrainResult:
     """The run in this process, without Ray; a run that was interrupted goes on from its last checkpoint.
 
     Raises:
         StoppedError: ``stop`` was set, and a checkpoint is written.
     """
     device = "cuda" if spec.use_gpu else "cpu"
-    return execute(spec, LocalContext(run_folder(spec), device, stop), log, say)
+    return execute(spec, LocalContext(run_folder(spec), device, stop), log, say, data)
 
 
 def make_model(spec: ModelSpec, classes: tuple[str, ...], say: Say = say_nothing) -> SegmentationModel:
@@ -254,7 +278,7 @@ def write_package(spec: RunSpec, data: Dataset, model: SegmentationModel, result
         num_classes=len(data.classes),
         task=data.task,
         depth_rule=asdict(data.depth) if data.depth else None,
-        metrics={name: value for name, value in metrics.items() if not name.startswith("cost/")},
+        metrics={name: value for name, value in metrics.items() if not name.startswith(("cost/", "train/"))},
         cost={name: value for name, value in metrics.items() if name.startswith("cost/")},
         data_fingerprint=data.fingerprint,
         score_threshold=evaluator.best_score_threshold(),

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from stratum.tuning.space import Variant
+from stratum_models.batching import RESIZING
 from stratum_models.catalog import resolve_config
 from stratum_models.two_stage.config import TwoStageConfig
 
-SHAPING = ("stage1", "scale", "loss", "class_weights", "aux_weight", "input_short", "input_long")  # options that stage 1 depends on
+SHAPING = ("stage1", "scale", "loss", "class_weights", "aux_weight", *RESIZING)  # options that stage 1 depends on
 EPOCHS_SHARE = 0.2  # of a trial's: the paper has 200 for stage 1 and 1000 for stage 2
 
 

@@ -1,5 +1,6 @@
 """What the jobs that sweep have in common: their flags, and the way from those to a report. A job adds its study and its defaults."""
 
+import re
 import shlex
 import sys
 from dataclasses import asdict, dataclass
@@ -14,8 +15,10 @@ from stratum.data.transforms import prediction_size, resolve_augmentation
 from stratum.training.recipes import recipe_of
 from stratum.training.spec import ModelSpec, Precision, RunSpec, TrainSpec
 from stratum.tuning.space import parse_tables
-from stratum.tuning.spec import SweepSpec
+from stratum.tuning.spec import SWEEP_FILE, SweepSpec
 from stratum.tuning.studies import find_study
+from stratum_models.batching import RESIZING
+from stratum_models.catalog import CATALOG
 from stratum_models.errors import UserError
 
 
@@ -24,11 +27,12 @@ class SweepArgs(DataArgs):
     """What to sweep over, on which data, and where the results go."""
 
     space: Literal["ablation", "search"] = "ablation"
-    """"ablation": the tables. "search": the joint space, with Optuna and ASHA."""
+    """"ablation": the tables. "search": the joint space, with Optuna and ASHA, beside --models."""
     tables: str = ""
     """Tables of the ablation, such as 2,4 or all; by default the paper's, or none where --models names what to compare."""
     models: str = ""
-    """Models to compare, separated by commas: presets, or such as losnet:head_convs=1+norm=gn."""
+    """Models to compare, with the tables or with what a search draws, separated by commas: presets, or such as
+    losnet:head_convs=1+norm=gn."""
     trials: int = 16
     """Trials of a search."""
     skip_broken: bool = False
@@ -44,9 +48,10 @@ class SweepArgs(DataArgs):
     epochs: int = 60
     """Epochs of a trial."""
     size: int | None = None
-    """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are. The "paper"
-    augmentation has sizes of its own. This, --learning-rate and --augment are by default those of the study's network: its paper's for
-    two_stage (whole images), for all others 256, 2e-3 with AdamW and cosine, and strong."""
+    """Images are scaled to about this many pixels on their shorter side, in training and in validation; 0: as they are. With --tile all
+    are scaled by size / tile; left out, by nothing. The "paper" augmentation has sizes of its own. This, --learning-rate and --augment are
+    by default those of the study's network: its paper's for two_stage (whole images), for all others 256, 2e-3 with AdamW and cosine, and
+    strong."""
     batch: int = 8
     """Images of an optimiser step."""
     learning_rate: float | None = None
@@ -73,7 +78,7 @@ class SweepArgs(DataArgs):
     timing_rounds: int = 15
     """Times that each finalist is timed; 0: neither time nor memory is measured."""
     cost_size: str = "512x512"
-    """Height x width that multiply-adds, latency and memory refer to."""
+    """Height x width that multiply-adds, latency and memory refer to; empty: the median size of the validation images."""
     register: str
     """Name of the winner in MLflow's registry; "none" leaves it out."""
     keep: str = ""
@@ -96,27 +101,30 @@ def sweep_job(study: str, args: SweepArgs) -> int:
     """
     from stratum.cluster import ray_cluster, results_folder
     from stratum.tracking import check_reachable, tracking_uri
+    from stratum.training.run import check_unchanged
     from stratum.tuning.checks import check_free, check_sweep
     from stratum.tuning.spec import load_sweep
 
+    folder = f"{results_folder(args.storage)}/{args.resume}"
     if args.resume:
-        sweep, earlier = load_sweep(f"{results_folder(args.storage)}/{args.resume}")
+        sweep, earlier = load_sweep(folder)
     else:
         sweep, earlier = sweep_spec(study, args), None
-    check_sweep(sweep, say)
-    if not args.resume:
+    sweep, data = check_sweep(sweep, say)
+    if args.resume:
+        check_unchanged(f"{folder}/{SWEEP_FILE}", data, sweep.base.data)
+    else:
         check_free(sweep)  # before the tracking store is asked, which would make a new sqlite file
     check_reachable(tracking_uri())
-    grid = sweep.grid()
-    planned = f"{len(grid.variants)} variants" if grid else f"{sweep.trials} trials"
-    print(f"sweep {sweep.name}: {planned}, {sweep.base.train.epochs} epochs each, results in {sweep.folder}", flush=True)
+    print(f"sweep {sweep.name}: {sweep.total} trials, {sweep.base.train.epochs} epochs each, results in {sweep.folder}", flush=True)
     with ray_cluster():
-        return run(sweep, earlier, resume=bool(args.resume))
+        return run(sweep, earlier, data.fingerprint, resume=bool(args.resume))
 
 
-def run(sweep: SweepSpec, earlier: str | None, *, resume: bool) -> int:
+def run(sweep: SweepSpec, earlier: str | None, fingerprint: str, *, resume: bool) -> int:
     """The sweep inside its MLflow run; exit code 1 where no trial finished."""
-    from stratum.tracking import open_run
+    from stratum.shared import check_shared
+    from stratum.tracking import open_run, tracking_uri
     from stratum.training.distributed import check_cluster
     from stratum.tuning.outcome import show, time_finalists
     from stratum.tuning.preparation import lay_groundwork
@@ -124,12 +132,13 @@ def run(sweep: SweepSpec, earlier: str | None, *, resume: bool) -> int:
     from stratum.tuning.sweep import run_sweep
 
     check_cluster(sweep.base)
+    check_shared(sweep.base.storage, tracking_uri())
     if not resume:
-        save_sweep(sweep, None)
+        save_sweep(sweep, None, fingerprint)
 
     tags = {"stratum.sweep": sweep.name, "stratum.kind": "sweep"}
     with open_run(sweep.base.experiment, sweep.name, asdict(sweep), tags, resume_id=earlier) as parent:
-        save_sweep(sweep, parent.run_id)
+        save_sweep(sweep, parent.run_id, fingerprint)
         try:
             lay_groundwork(sweep, parent.run_id, parent.uri, say)
         except KeyboardInterrupt:
@@ -158,8 +167,8 @@ def sweep_spec(study: str, args: SweepArgs) -> SweepSpec:
     from stratum.cluster import results_folder
     from stratum.training.run import resolved
 
-    models = tuple(part.strip() for part in args.models.split(",") if part.strip())
-    name = args.name or f"{'models' if models else args.space}-{datetime.now():%Y%m%d-%H%M%S}"
+    models = split_models(args.models)
+    name = args.name or f"{'models' if models and args.space == 'ablation' else args.space}-{datetime.now():%Y%m%d-%H%M%S}"
     plan = find_study(study)
     tables = parse_tables(plan, args.tables or "paper") if args.tables or not models else ()
     return SweepSpec(
@@ -173,12 +182,18 @@ def sweep_spec(study: str, args: SweepArgs) -> SweepSpec:
         class_weights=args.class_weights if args.class_weights in ("none", *RULES) else "",
         trials=args.trials,
         max_concurrent=args.max_concurrent,
-        cost_size=parse_size(args.cost_size),
+        cost_size=parse_size(args.cost_size) if args.cost_size else (0, 0),
         finalists=args.finalists,
         timing_rounds=args.timing_rounds,
         register_as="" if args.register == "none" else args.register,
         keep_as=f"{results_folder(args.storage)}/{args.keep}" if args.keep else "",
     )
+
+
+def split_models(text: str) -> tuple[str, ...]:
+    """The entries of ``--models``: a comma that no preset's name follows belongs to an option."""
+    parts = re.split(rf",(?=\s*(?:{'|'.join(map(re.escape, CATALOG))})\s*(?:[:,]|$))", text)
+    return tuple(part.strip(" ,") for part in parts if part.strip(" ,"))
 
 
 def base_run(preset: str, name: str, args: SweepArgs) -> RunSpec:
@@ -211,7 +226,7 @@ def base_run(preset: str, name: str, args: SweepArgs) -> RunSpec:
         experiment=args.experiment,
         name=name,
         train=train,
-        augment=resolve_augmentation(args.augment or recipe.augment, size_of(preset, args) or None),
+        augment=resolve_augmentation(args.augment or recipe.augment, size_of(preset, args), args.tile),
         num_workers=args.workers,
         use_gpu=args.gpu,
         cpus_per_worker=args.cpus_per_worker,
@@ -220,17 +235,19 @@ def base_run(preset: str, name: str, args: SweepArgs) -> RunSpec:
 
 
 def size_of(preset: str, args: SweepArgs) -> int:
-    """Pixels of the shorter side that images are scaled to; 0: none."""
-    return recipe_of(preset).size if args.size is None else args.size
+    """Pixels of the shorter side that images are scaled to, or a tile's side; 0: none."""
+    if args.size is None:
+        return 0 if args.tile else recipe_of(preset).size
+    return args.size
 
 
 def options(preset: str, args: SweepArgs) -> dict[str, object]:
     """The options of every trial's network: those of ``--set``, the size at which it predicts, and class weights given as numbers."""
     given: dict[str, object] = {**option_pairs(args.set)}
-    if {"input_short", "input_long"} & given.keys():
-        raise UserError("--set input_short, input_long: say it with --size")
+    if unfit := given.keys() & set(RESIZING):
+        raise UserError(f"--set {', '.join(sorted(unfit))}: say it with --size")
     if args.class_weights and "class_weights" in given:
         raise UserError("--class-weights and --set class_weights say the same: give one of them")
     if args.class_weights not in ("", "none", *RULES):
         given["class_weights"] = args.class_weights
-    return {**given, **prediction_size(args.augment, size_of(preset, args))}
+    return {**given, **prediction_size(args.augment, size_of(preset, args), args.tile)}

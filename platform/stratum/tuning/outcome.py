@@ -9,7 +9,7 @@ from pathlib import Path
 from stratum import storage
 from stratum.registry.packages import SHA_TAG
 from stratum.tracking import Run, RunLogger, client_for, ui_command
-from stratum.tuning.finalists import choose_finalists, keep_costs, measure, winner, with_costs
+from stratum.tuning.finalists import choose_finalists, keep_costs, measured, winner, with_costs
 from stratum.tuning.results import comparison, plot_effects, plot_front, problems
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.sweep import TrialRow, last_line
@@ -29,7 +29,7 @@ def time_finalists(rows: list[TrialRow], sweep: SweepSpec, tracking: str, say: S
         return rows
     say(f"timing {len(chosen)} finalists, one call after another")
     try:
-        costs = measure(chosen, sweep)
+        costs = measured(chosen, sweep)
     except Exception as error:  # the trials have their results, which are to be shown
         say(f"not timed: {last_line(error)}")
         return rows
@@ -40,9 +40,10 @@ def time_finalists(rows: list[TrialRow], sweep: SweepSpec, tracking: str, say: S
         say(f"not all costs are in the packages: {last_line(error)}")
     patience = PATIENCE
     for row in chosen:
-        if row.run_id and row.name in costs:
+        if row.run_id and row.name in costs.figures:
             logger = RunLogger(row.run_id, tracking, system_metrics=False)
-            logger.log_metrics(costs[row.name], step=0)
+            logger.log_metrics(costs.figures[row.name], step=0)
+            logger.set_tags(costs.tags)
             patience = patience if logger.close(patience) else 0.0
     return timed
 
@@ -50,7 +51,8 @@ def time_finalists(rows: list[TrialRow], sweep: SweepSpec, tracking: str, say: S
 def show(rows: Sequence[TrialRow], sweep: SweepSpec, parent: Run, *, partial: bool) -> None:
     """Print, store and log what came out."""
     grid, study = sweep.grid(), sweep.plan
-    table = comparison(rows, study, grid)
+    note = f"\n{sweep.cost_note}\n" if sweep.cost_note else ""
+    table = comparison(rows, study, grid) + note
     what = "partial results" if partial else "results"
     print(f"\n{what} of {sweep.name} ({study.accuracy.title} in percent; * is on the Pareto front)\n\n{table}")
     for line in problems(rows, grid):
@@ -62,7 +64,7 @@ def show(rows: Sequence[TrialRow], sweep: SweepSpec, parent: Run, *, partial: bo
         if isinstance(resolve_config(study.preset), TwoStageConfig):
             two_stage_plots(rows, out, sweep.name)
         (out / "table.txt").write_text(table, encoding="utf-8")
-        (out / "table.md").write_text(comparison(rows, study, grid, markdown=True), encoding="utf-8")
+        (out / "table.md").write_text(comparison(rows, study, grid, markdown=True) + note, encoding="utf-8")
         (out / "trials.json").write_text(json.dumps([asdict(row) for row in rows], indent=2, default=str), encoding="utf-8")
         storage.upload_tree(out, storage.join(sweep.folder, "report"))
         parent.log_artifact(out)
@@ -83,7 +85,7 @@ def keep_winner(best: TrialRow, sweep: SweepSpec, parent: Run, *, register: bool
     if sweep.keep_as:
         storage.upload_tree(package, sweep.keep_as, last=(MANIFEST_FILE,))
     title = sweep.plan.accuracy.title
-    print(f"winner: {best.name} (highest {title} less its price in multiply-adds and size); package: {best.package}")
+    print(f"winner: {best.name} (highest {title} less its price in {sweep.plan.tradeoff.words}); package: {best.package}")
     if name:
         found = registered(parent, name, load_manifest(package).weights_sha256)
         later = f"to be registered as models:/{name} once the tracking store has taken it"

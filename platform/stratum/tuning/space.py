@@ -77,7 +77,16 @@ def ablation_grid(study: Study, tables: Sequence[str], extra: Options | None = N
 
     Every variant takes what it has of the ``extra`` options, and ``class_weights`` where its row does not say which.
     """
-    rows = [row for table in tables for row in study.rows if row.table == table]
+    return rows_grid(study, table_rows(study, tables), extra, class_weights)
+
+
+def table_rows(study: Study, tables: Sequence[str]) -> list[StudyRow]:
+    """The rows of some tables, in their order."""
+    return [row for table in tables for row in study.rows if row.table == table]
+
+
+def rows_grid(study: Study, rows: Sequence[StudyRow], extra: Options | None = None, class_weights: str = "") -> Grid:
+    """As :func:`ablation_grid`, of single rows."""
     groups: dict[str, list[StudyRow]] = {}
     for row in rows:
         if row.preset:
@@ -99,7 +108,7 @@ def own_variant(entry: str, extra: Options | None = None, class_weights: str = "
         raise UserError(f"model {entry!r}: write options as losnet:head_convs=1+norm=gn")
     given = dict(pair.split("=", 1) for pair in pairs)
     overrides = typed(preset, {**known(preset, extra or {}), **given})
-    return Variant(name="-".join([preset, *pairs]), preset=preset, overrides=overrides, class_weights=class_weights)
+    return Variant(name=_slug("-".join([preset, *pairs])), preset=preset, overrides=overrides, class_weights=class_weights)
 
 
 def search_space(study: Study) -> dict[str, Any]:
@@ -193,4 +202,4 @@ def _name(study: Study, row: StudyRow) -> str:
 
 
 def _slug(key: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", key)
+    return re.sub(r"[^\w.+=-]+", "-", key)

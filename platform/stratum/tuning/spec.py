@@ -9,8 +9,8 @@ from stratum import storage
 from stratum.data.frequencies import RULES
 from stratum.training.spec import RunSpec, from_dict
 from stratum.tuning.groundwork import Groundwork, groundwork_epochs, groundwork_of
-from stratum.tuning.space import RATE, Grid, Options, Variant, ablation_grid, own_variant, sampled_variant
-from stratum.tuning.studies import Study, find_study
+from stratum.tuning.space import RATE, Grid, Options, Variant, own_variant, rows_grid, sampled_variant, table_rows
+from stratum.tuning.studies import ImageFacts, Study, find_study
 from stratum_models.errors import UserError
 
 Space = Literal["ablation", "search"]
@@ -29,13 +29,14 @@ class SweepSpec:
     study: str = "losnet"
     space: Space = "ablation"
     tables: tuple[str, ...] = ()  # of "ablation"
-    models: tuple[str, ...] = ()  # of "ablation", beside the tables: presets, or such as losnet:head_convs=1+norm=gn
+    models: tuple[str, ...] = ()  # beside the tables, or beside what a search draws: presets, or such as losnet:head_convs=1+norm=gn
     extra: Options = field(default_factory=dict)  # overrides of every variant
     class_weights: str = ""  # a rule of ``stratum.data.frequencies`` for every variant that does not say which; empty: none
     trials: int = 16  # of "search"
     grace_epochs: int = 0  # epochs before ASHA may stop a trial of "search"; 0: a quarter of all
     max_concurrent: int = 0  # 0: as many as the cluster carries
-    cost_size: tuple[int, int] = (480, 640)
+    cost_size: tuple[int, int] = (480, 640)  # (0, 0): the median of the validation images, once they are read
+    facts: ImageFacts | None = None  # of the data, once they are read
     finalists: int = 0  # trials that are timed; 0: all of a grid, at most 6 of a search
     timing_rounds: int = 15  # 0: nothing is timed
     register_as: str = "losnet"  # name of the winner in the registry; empty: it is not registered
@@ -61,36 +62,54 @@ class SweepSpec:
 
     @property
     def plan(self) -> Study:
-        """What may be swept over, and how it is judged."""
-        return find_study(self.study)
+        """What may be swept over, and how it is judged; of studies that look at the data, for these once they are read."""
+        study = find_study(self.study)
+        return study.fit(self.facts, self.extra) if study.fit else study
 
     @property
     def folder(self) -> str:
         """The URI of the sweep's own folder."""
         return storage.join(self.base.storage, self.name)
 
-    def grid(self) -> Grid | None:
-        """The variants that are run; None for a search, which draws its own."""
-        if self.space == "search":
-            return None
-        tables = ablation_grid(self.plan, self.tables, self.extra, self.class_weights)
+    def grid(self) -> Grid:
+        """The variants that are known beforehand: the rows of the tables, of a search those that it is compared with, and ``models``."""
+        plan = self.plan
+        rows = [row for row in plan.rows if row.key in plan.beside] if self.space == "search" else table_rows(plan, self.tables)
+        tables = rows_grid(plan, rows, self.extra, self.class_weights)
         own = tuple(own_variant(entry, self.extra, self.class_weights) for entry in self.models)
         grid = Grid(variants=tables.variants + own, left_out=tables.left_out)
-        name, count = Counter(grid.names()).most_common(1)[0]
-        if count > 1:
-            raise UserError(f"model {name!r} is named {count} times: name each once")
+        for name, count in Counter(grid.names()).most_common(1):
+            if count > 1:
+                raise UserError(f"model {name!r} is named {count} times: name each once")
         return grid
+
+    @property
+    def total(self) -> int:
+        """How many trials there are."""
+        return len(self.grid().variants) + (self.trials if self.space == "search" else 0)
+
+    @property
+    def cost_note(self) -> str:
+        """What size costs are of, where a study depends on the size of its images; empty where it does not."""
+        if self.facts is None:
+            return ""
+        wanted, found = ("x".join(map(str, size)) for size in (self.cost_size, self.facts.median))
+        if wanted == found:
+            return f"costs are those of {found} pixels, the median size of the validation images"
+        return (
+            f"costs are those of {wanted} pixels, accuracy that of the validation images, whose median is {found}: a number of patches is"
+            " another share of each; leave --cost-size out to have both of one size"
+        )
 
     def variant(self, config: Mapping[str, Any], trial_id: str) -> Variant:
         """The network of a trial's configuration, as Tune hands it over."""
-        grid = self.grid()
-        if grid is not None:
-            return grid.get(config["variant"])
+        if "variant" in config:
+            return self.grid().get(config["variant"])
         return sampled_variant(self.plan, config, f"trial-{trial_id}", self.base.model.preset, self.extra, self.class_weights)
 
     def run_spec(self, variant: Variant, config: Mapping[str, Any]) -> RunSpec:
         """The training run of a trial, but for the weights of the classes, which are counted in the data."""
-        rate = self.base.train.learning_rate * float(config.get(RATE, 1.0))
+        rate = self.base.train.learning_rate * float(config.get(RATE) or 1.0)
         model = replace(self.base.model, preset=variant.preset, overrides=variant.overrides)
         shared = groundwork_of(variant)
         if shared:
@@ -115,15 +134,15 @@ class SweepSpec:
         )
 
 
-def save_sweep(spec: SweepSpec, parent_id: str | None) -> None:
-    """Write ``sweep.json``: the spec and the MLflow run of the sweep.
+def save_sweep(spec: SweepSpec, parent_id: str | None, fingerprint: str = "") -> None:
+    """Write ``sweep.json``: the spec, the MLflow run of the sweep, and the fingerprint of the data.
 
     Raises UserError where a sweep of this name is there already and ``parent_id`` is None, that is, before its run is open.
     """
     uri = storage.join(spec.folder, SWEEP_FILE)
     if parent_id is None and storage.exists(uri):
         raise UserError(f"{spec.folder}: a sweep of this name is there already: go on with --resume {spec.name}, or give another --name")
-    storage.write_json(uri, {"spec": asdict(spec), "run_id": parent_id})
+    storage.write_json(uri, {"spec": asdict(spec), "run_id": parent_id, "data_fingerprint": fingerprint})
 
 
 def load_sweep(folder: str) -> tuple[SweepSpec, str | None]:
@@ -138,5 +157,13 @@ def load_sweep(folder: str) -> tuple[SweepSpec, str | None]:
         "base": from_dict(spec["base"]),
         "tables": tuple(map(str, spec["tables"])),  # numbers in an earlier version
         **{name: tuple(spec[name]) for name in ("models", "cost_size")},
+        "facts": _facts(spec.get("facts")),
     }
     return SweepSpec(**stored), values["run_id"]
+
+
+def _facts(stored: Mapping[str, Any] | None) -> ImageFacts | None:
+    """As they were before JSON."""
+    if not stored:
+        return None
+    return ImageFacts(least=tuple(stored["least"]), median=tuple(stored["median"]), classes=stored["classes"])

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from stratum import storage
+from stratum.cluster import ray_is_local
 from stratum.tracking import client_for
 from stratum.training.distributed import worker_resources
 from stratum.training.progress import duration
@@ -56,10 +57,25 @@ class TrialRow:
 
 
 class FinishedOnly(OptunaSearch):
-    """Optuna that learns from trials which ran to the end, and from no other."""
+    """Optuna that learns from the trials it drew which ran to the end, and from no other; before it draws any, ``named`` variants run."""
+
+    def __init__(self, *, metric: list[str], mode: list[str], seed: int, named: Sequence[str] = (), space: Any = None) -> None:
+        super().__init__(space=space, metric=metric, mode=mode, seed=seed)
+        self._left, self._named = list(named), set[str]()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """What a trial runs."""
+        if not self._left:
+            drawn: dict[str, Any] | None = super().suggest(trial_id)
+            return drawn
+        self._named.add(trial_id)
+        options = self._space if isinstance(self._space, dict) else {}
+        return {**dict.fromkeys(options), "variant": self._left.pop(0)}  # where an option is left out, Tune passes its whole domain on
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna the objectives of a finished trial; any other is told as failed."""
+        if trial_id in self._named:
+            return
         finished = not error and bool(result and result.get(FINISHED))
         super().on_trial_complete(trial_id, result if finished else None, error=not finished)
 
@@ -143,13 +159,17 @@ def run_sweep(sweep: SweepSpec, parent_id: str, tracking: str, *, resume: bool =
     return rows, interrupt.is_set()
 
 
-def concurrency(sweep: SweepSpec, resources: Mapping[str, float]) -> int:
+def concurrency(sweep: SweepSpec, resources: Mapping[str, float], say: Say = print) -> int:
     """How many trials run side by side: as many as the cluster has room for their workers, whom Tune itself does not count."""
+    if sweep.max_concurrent:
+        return sweep.max_concurrent
     workers = sweep.base.num_workers
-    room = resources.get("CPU", 1.0) // (workers * sweep.base.cpus_per_worker)
+    room = resources.get("CPU", 0.0) // (workers * sweep.base.cpus_per_worker)
     if sweep.base.use_gpu:
         room = min(room, resources.get("GPU", 0.0) // workers)
-    return sweep.max_concurrent or max(1, int(room))
+    if room < 1 and not ray_is_local():
+        say("the cluster has no room for a trial yet: one runs at a time, however much it grows; --max-concurrent says how many may")
+    return max(1, int(room))
 
 
 def end_run(tracking: str, run_id: str | None, status: str, say: Say, tags: Mapping[str, str] | None = None) -> None:
@@ -179,36 +199,37 @@ def last_line(error: object) -> str:
 
 def _tuner(trainable: Any, sweep: SweepSpec, tracking: str, resume: bool, say: Say) -> Tuner:
     filesystem, path = storage.ray_filesystem(sweep.folder)
-    grid = sweep.grid()
-    watch = Watch(tracking, say, sweep.plan, len(grid.variants) if grid else sweep.trials, sweep.base.train.epochs)
+    watch = Watch(tracking, say, sweep.plan, sweep.total, sweep.base.train.epochs)
     if resume and Tuner.can_restore(f"{path}/tune", storage_filesystem=filesystem):
         tuner = Tuner.restore(
             f"{path}/tune", trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem
         )
         return tuner
-    space, config = _space(sweep)
+    space, config = _space(sweep, say)
     failures = FailureConfig(max_failures=sweep.base.max_failures)
     run = RunConfig(name="tune", storage_path=path, storage_filesystem=filesystem, failure_config=failures, callbacks=[watch], verbose=0)
     return Tuner(trainable, param_space=space, tune_config=config, run_config=run)
 
 
-def _space(sweep: SweepSpec) -> tuple[dict[str, Any], TuneConfig]:
+def _space(sweep: SweepSpec, say: Say) -> tuple[dict[str, Any], TuneConfig]:
     shared: dict[str, Any] = {
-        "max_concurrent_trials": concurrency(sweep, ray.cluster_resources()),  # type: ignore[no-untyped-call]
+        "max_concurrent_trials": concurrency(sweep, ray.cluster_resources(), say),  # type: ignore[no-untyped-call]
         "trial_name_creator": _name,
         "trial_dirname_creator": _name,
     }
-    grid = sweep.grid()
-    if grid is not None:
-        return {"variant": tune.grid_search([v.name for v in grid.variants])}, TuneConfig(**shared)
+    named = [v.name for v in sweep.grid().variants]
+    if sweep.space != "search":
+        return {"variant": tune.grid_search(named)}, TuneConfig(**shared)
     epochs = sweep.base.train.epochs
     goals = sweep.plan.objectives
-    searcher = FinishedOnly(metric=[goal.metric for goal in goals], mode=[goal.direction for goal in goals], seed=sweep.base.train.seed)
+    searcher = FinishedOnly(
+        metric=[goal.metric for goal in goals], mode=[goal.direction for goal in goals], seed=sweep.base.train.seed, named=named
+    )
     grace = min(sweep.grace_epochs or max(1, epochs // 4), max(epochs - 1, 1))
     scheduler = ASHAScheduler(
         time_attr=TIME, metric=UTILITY, mode="max", grace_period=grace, max_t=max(epochs, 2), reduction_factor=2, stop_last_trials=False
     )
-    return search_space(sweep.plan), TuneConfig(num_samples=sweep.trials, search_alg=searcher, scheduler=scheduler, **shared)
+    return search_space(sweep.plan), TuneConfig(num_samples=sweep.total, search_alg=searcher, scheduler=scheduler, **shared)
 
 
 def _name(trial: Any) -> str:

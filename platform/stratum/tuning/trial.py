@@ -16,9 +16,10 @@ from typing import Any
 
 import ray
 import ray.tune
+from torch import Tensor
 
 from stratum import cost, logs, storage
-from stratum.data.source import load_data
+from stratum.data.source import Dataset
 from stratum.tracking import Run, open_run
 from stratum.training.appraise import draw_figures, timed_images, timed_model
 from stratum.training.context import LocalContext
@@ -29,14 +30,14 @@ from stratum.training.flags import with_class_weights
 from stratum.training.progress import say_nothing, say_on_stdout
 from stratum.training.run import RUN_FILE, build_loaders, claim, claimed, load, parameters, run_folder, write_package
 from stratum.training.spec import RunSpec
-from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, EpochRows, Report
+from stratum.tuning.reporting import FINISHED, JUDGED, PACKAGE, RUN_ID, UTILITY, EpochRows, Report, counted
 from stratum.tuning.space import Judgement, Variant, known
 from stratum.tuning.spec import SweepSpec
 from stratum.tuning.studies.study import RELATIVE_TIME
 from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
 from stratum_models.optimize import prepare_for_inference
-from stratum_models.package import load_package
+from stratum_models.package import load_manifest, load_package
 
 logger = logging.getLogger(__name__)
 
@@ -56,23 +57,27 @@ def run_trial(config: Mapping[str, Any], sweep: SweepSpec, parent_id: str, track
 
 
 def _run_trial(variant: Variant, config: Mapping[str, Any], sweep: SweepSpec, parent_id: str) -> None:
-    spec = weighted(sweep.run_spec(variant, config), variant.class_weights)
-    costs = static_costs(variant.preset, variant.overrides, sweep)
+    data = load(sweep.base)  # once for all that follows: every image is decoded for it
+    spec = weighted(sweep.run_spec(variant, config), variant.class_weights, data)
+    costs = static_costs(variant.preset, variant.overrides, sweep, data)
     with patient_run(spec, f"{sweep.name}/{variant.name}", trial_tags(sweep, variant, variant.name, variant.rows), parent_id) as run:
         claim(spec, run.run_id)
         run.log_metrics(costs)
         fixed = {**costs, RUN_ID: run.run_id}
+        epochs = 0 if "variant" in config else sweep.base.train.epochs  # what was named stays, to be compared with
+        threshold = threshold_macs(variant.preset, variant.overrides, sweep, data)
         try:
-            result = train_network(spec, run, EpochRows(fixed=fixed, study=sweep.study, epochs=sweep.base.train.epochs))
+            rows = EpochRows(fixed=fixed, study=sweep.study, epochs=epochs, threshold_macs=threshold)
+            result = train_network(spec, run, data, rows)
         except SystemExit:  # Tune stopped the trial; the driver, which knows why, says how the run ended
             run.leave()
             raise
-        final = {**_beside_others(result.metrics), **costs, **relative_time(spec, result, sweep)}
+        final = {**result.metrics, **costs, **counted(result.metrics, threshold), **relative_time(spec, result, sweep, data)}
         final[UTILITY] = sweep.plan.utility(final)
         run.log_metrics(final, step=result.epochs)
-        log_figures(run, result, spec)
-    judged = {one.name: judge(one, variant, spec, result, sweep, parent_id) for one in variant.judgements}
-    ray.tune.report({**final, **fixed, "epoch": result.epochs, FINISHED: 1, PACKAGE: result.package, JUDGED: judged})
+        log_figures(run, result, data)
+    judged = {one.name: judge(one, variant, spec, result, sweep, data, parent_id) for one in variant.judgements}
+    ray.tune.report({**fixed, **final, "epoch": result.epochs, FINISHED: 1, PACKAGE: result.package, JUDGED: judged})
 
 
 class TrialContext(LocalContext):
@@ -88,22 +93,25 @@ class TrialContext(LocalContext):
         ray.tune.report(self._rows({name: float(value) for name, value in metrics.items()}))
 
 
-def train_network(spec: RunSpec, run: Run, rows: EpochRows) -> TrainResult:
+def train_network(spec: RunSpec, run: Run, data: Dataset, rows: EpochRows) -> TrainResult:
     """Trains here, or on as many workers as the spec asks for, and reports each epoch to Tune."""
     if spec.num_workers > 1:
         return run_distributed(spec, callbacks=[Report(rows)], run_id=run.run_id)
-    return work(spec, run.logger(), say_on_stdout, TrialContext(spec, rows))
+    return work(spec, run.logger(), say_on_stdout, TrialContext(spec, rows), data)
 
 
-def judge(judgement: Judgement, variant: Variant, spec: RunSpec, trained: TrainResult, sweep: SweepSpec, parent_id: str) -> dict[str, Any]:
+def judge(
+    judgement: Judgement, variant: Variant, spec: RunSpec, trained: TrainResult, sweep: SweepSpec, data: Dataset, parent_id: str
+) -> dict[str, Any]:
     """Evaluates a trial's weights once more, in an MLflow run and with a package of its own; metrics, run and package come back."""
     spec = replace(spec, name=judgement.name, model=replace(spec.model, overrides={**spec.model.overrides, **judgement.overrides}))
     tags = trial_tags(sweep, variant, judgement.name, judgement.rows)
     with patient_run(spec, f"{sweep.name}/{judgement.name}", tags, parent_id) as run:
         claim(spec, run.run_id)
-        result: TrainResult = with_cpus(spec, evaluated_again, spec, trained)
-        costs = static_costs(variant.preset, judgement.overrides, sweep)
-        metrics = {**_beside_others(result.metrics), **costs, **relative_time(spec, result, sweep)}
+        result: TrainResult = with_cpus(spec, evaluated_again, spec, trained, data)
+        costs = static_costs(variant.preset, judgement.overrides, sweep, data)
+        threshold = threshold_macs(variant.preset, judgement.overrides, sweep, data)
+        metrics = {**result.metrics, **costs, **counted(result.metrics, threshold), **relative_time(spec, result, sweep, data)}
         metrics[UTILITY] = sweep.plan.utility(metrics)
         run.log_metrics(metrics, step=result.epochs)
     return {"metrics": metrics, "run_id": run.run_id, "package": result.package}
@@ -117,28 +125,27 @@ def with_cpus(spec: RunSpec, call: Callable[..., Any], *arguments: object) -> An
     return ray.get(task.remote(*arguments))
 
 
-def relative_time(spec: RunSpec, result: TrainResult, sweep: SweepSpec) -> dict[str, float]:
+def relative_time(spec: RunSpec, result: TrainResult, sweep: SweepSpec, data: Dataset) -> dict[str, float]:
     """The time of the package's prediction over that of the study's reference, timed in turn; empty where the study has none."""
     if not sweep.plan.reference:
         return {}
-    return {RELATIVE_TIME: with_cpus(spec, _timed_beside, str(result.package), sweep)}
+    return {RELATIVE_TIME: with_cpus(spec, _timed_beside, str(result.package), timed_images(data, sweep.cost_size), sweep)}
 
 
-def _timed_beside(package: str, sweep: SweepSpec) -> float:
+def _timed_beside(package: str, images: Sequence[Tensor], sweep: SweepSpec) -> float:
     """Both networks see the same validation images, at the size that costs refer to."""
-    device = "cuda" if sweep.base.use_gpu else "cpu"
-    data, name = load_data(sweep.base.data), sweep.plan.reference
-    overrides = cost.unresized(known(name, {**sweep.plan.defaults, **sweep.extra}))
-    reference = build_model(name, num_classes=len(data.classes), overrides=overrides)
+    device, name = "cuda" if sweep.base.use_gpu else "cpu", sweep.plan.reference
+    overrides = cost.unresized({**known(name, {**sweep.plan.defaults, **sweep.extra}), **sweep.plan.reference_options})
+    classes = load_manifest(storage.fetch_tree(package)).num_classes
+    reference = build_model(name, num_classes=classes, overrides=overrides)
     models = {key: prepare_for_inference(one.to(device)) for key, one in (("reference", reference), ("own", timed_model(package)))}
     rounds = min(sweep.timing_rounds, RELATIVE_ROUNDS) or 1
-    return cost.time_models(models, timed_images(data, sweep.cost_size), repeats=rounds, warmup=1)["own"].ratio
+    return cost.time_models(models, images, repeats=rounds, warmup=1)["own"].ratio
 
 
-def evaluated_again(spec: RunSpec, trained: TrainResult) -> TrainResult:
+def evaluated_again(spec: RunSpec, trained: TrainResult, data: Dataset) -> TrainResult:
     """The trained package's weights in the network that ``spec`` describes: evaluated, and stored as the package of that run."""
     context = LocalContext(run_folder(spec), "cuda" if spec.use_gpu else "cpu")
-    data = load(spec)
     weights = load_package(storage.fetch_tree(str(trained.package))).model.state_dict()
     model = build_model(spec.model.preset, num_classes=len(data.classes), overrides=spec.model.overrides)
     model.load_state_dict(weights)
@@ -147,9 +154,9 @@ def evaluated_again(spec: RunSpec, trained: TrainResult) -> TrainResult:
     return write_package(spec, data, model, trained, evaluator)
 
 
-def weighted(spec: RunSpec, rule: str) -> RunSpec:
+def weighted(spec: RunSpec, rule: str, data: Dataset) -> RunSpec:
     """The run with the weights that a rule gives to the classes of its training images; without a rule, as it is."""
-    return with_class_weights(spec, load(spec), rule, say_nothing) if rule else spec
+    return with_class_weights(spec, data, rule, say_nothing) if rule else spec
 
 
 def trial_tags(sweep: SweepSpec, variant: Variant, name: str, rows: Sequence[str]) -> dict[str, str]:
@@ -178,30 +185,25 @@ def patient_run(spec: RunSpec, name: str, tags: Mapping[str, str], parent_id: st
         yield run
 
 
-def log_figures(run: Run, result: TrainResult, spec: RunSpec) -> None:
+def log_figures(run: Run, result: TrainResult, data: Dataset) -> None:
     """Overlays, precision-recall, particle sizes and the training's curves as artifacts; a trial does not fail for want of them."""
     with tempfile.TemporaryDirectory(prefix="stratum-figures-") as folder:
         try:
-            draw_figures(result, load_data(spec.data), Path(folder))
+            draw_figures(result, data, Path(folder))
         except Exception as error:
-            logger.warning("%s: no figures: %s", spec.name, error)
+            logger.warning("%s: no figures: %s", result.package, error)
         for path in sorted(Path(folder).iterdir()):
             run.log_artifact(path, "evaluation")
 
 
-def static_costs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec) -> dict[str, float]:
+def static_costs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec, data: Dataset) -> dict[str, float]:
     """``cost/params``, ``cost/macs`` and ``cost/size_mb`` of a network at the sweep's size, whatever size it predicts at."""
-    classes = len(load_data(sweep.base.data).classes)
-    return cost.preset_cost(preset, sweep.cost_size, num_classes=classes, overrides=cost.unresized(overrides))
+    return cost.preset_cost(preset, sweep.cost_size, num_classes=len(data.classes), overrides=cost.unresized(overrides))
 
 
-def _beside_others(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics with time and memory of training under ``train/...``.
-
-    Other trials ran beside this one and share its machine: ``cost/train_step_ms`` and ``cost/train_memory_mb`` are measured alone, later.
-    """
-    shared = ("cost/train_step_ms", "cost/train_memory_mb")
-    return {name.replace("cost/train_", "train/") if name in shared else name: value for name, value in metrics.items()}
+def threshold_macs(preset: str, overrides: Mapping[str, object], sweep: SweepSpec, data: Dataset) -> tuple[float, float] | None:
+    """What a network costs that picks by a threshold, as :func:`stratum.cost.threshold_macs`."""
+    return cost.threshold_macs(preset, sweep.cost_size, num_classes=len(data.classes), overrides=cost.unresized(overrides))
 
 
 def earlier_run(spec: RunSpec) -> str | None:

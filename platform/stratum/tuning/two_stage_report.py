@@ -15,7 +15,8 @@ from stratum_models.two_stage.config import TwoStageConfig
 from stratum_models.two_stage.sliding import SlidingConfig
 
 FULL, SLIDING, ALONE, REFINED = "full resolution", "sliding window", "stage 1 alone", "two stages"
-DICE, MACS, LATENCY = "val/dice", "cost/macs", "cost/latency_ms"
+DICE, MACS, LATENCY = "val/foreground_dice", "cost/macs", "cost/latency_ms"
+DICE_LABEL = "Dice of the foreground, %"
 PATCHES = "patches that are refined"
 
 
@@ -23,7 +24,7 @@ def two_stage_plots(rows: Sequence[TrialRow], folder: Path, title: str) -> list[
     """``dice_patches.png`` (figure 3), ``macs_patches.png`` (figure 4) and ``dice_time.png``."""
     finished = [row for row in rows if row.state == "finished"]
     return [
-        _over_patches(finished, DICE, 100.0, folder / "dice_patches.png", "Dice, %", title),
+        _over_patches(finished, DICE, 100.0, folder / "dice_patches.png", DICE_LABEL, title),
         _over_patches(finished, MACS, 1e-9, folder / "macs_patches.png", "multiply-adds, G", title),
         _over_time(finished, folder / "dice_time.png", title),
     ]
@@ -58,8 +59,8 @@ def _over_patches(rows: Sequence[TrialRow], metric: str, scale: float, path: Pat
 
 
 def _over_time(rows: Sequence[TrialRow], path: Path, title: str) -> Path:
-    """All trials; by the clock at the end, where it was asked, else by what each took beside the full-resolution network."""
-    timed = any(LATENCY in row.metrics for row in rows)
+    """All trials; by the clock at the end, where it was asked of all, else by what each took beside the full-resolution network."""
+    timed = all(LATENCY in row.metrics for row in rows)
     metric, label = (LATENCY, "time of a prediction, ms") if timed else (RELATIVE_TIME, "time of a prediction, relative to full resolution")
     candidates = [
         Candidate(
@@ -67,7 +68,7 @@ def _over_time(rows: Sequence[TrialRow], path: Path, title: str) -> Path:
         )
         for row in rows
     ]
-    return pareto_plot(candidates, path, cost_label=label, quality_label="Dice, %", title=title)
+    return pareto_plot(candidates, path, cost_label=label, quality_label=DICE_LABEL, title=title)
 
 
 def _short(row: TrialRow) -> str:

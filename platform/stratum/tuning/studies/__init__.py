@@ -4,7 +4,7 @@ from stratum.tuning.studies.arsm import ARSM
 from stratum.tuning.studies.fm_hrnet import FM_HRNET
 from stratum.tuning.studies.losnet import LOSNET
 from stratum.tuning.studies.slag import SLAG
-from stratum.tuning.studies.study import Study, StudyRow, Tradeoff
+from stratum.tuning.studies.study import ImageFacts, Study, StudyRow, Tradeoff
 from stratum.tuning.studies.two_stage import TWO_STAGE
 from stratum_models.errors import UserError
 
@@ -18,4 +18,4 @@ def find_study(name: str) -> Study:
     return STUDIES[name]
 
 
-__all__ = ["STUDIES", "Study", "StudyRow", "Tradeoff", "find_study"]
+__all__ = ["STUDIES", "ImageFacts", "Study", "StudyRow", "Tradeoff", "find_study"]

@@ -49,8 +49,9 @@ ARSM = Study(
     name="arsm",
     preset="hrnet_w18_arsm",
     figures=(
-        Figure(title="mIoU", metric="val/miou", paper="drosophila_miou", scale=100),
-        Figure(title="synapse IoU", metric="val/iou_synapse", paper="drosophila_synapse", scale=100),
+        Figure(title="mIoU", metric="val/miou", paper="miou", scale=100),
+        Figure(title="synapse IoU", metric="val/iou_synapse", paper="iou_synapse", scale=100),
+        Figure(title="pleural effusion IoU", metric="val/iou_pleural effusion", paper="iou_pleural effusion", scale=100),
         *COSTS,
     ),
     tables={

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from stratum.pareto import Objective
@@ -10,6 +10,15 @@ from stratum.report.tables import Figure
 from stratum_models.errors import UserError
 
 RELATIVE_TIME = "cost/relative_time"  # of a prediction, over that of the study's reference in the same minute on the same machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What a study may want to know of the data: sizes are ``(height, width)`` of validation images as they are predicted."""
+
+    least: tuple[int, int]  # that each of them has
+    median: tuple[int, int]
+    classes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +56,19 @@ class StudyRow:
 class Tradeoff:
     """How much accuracy (0..1) a doubling of a cost may buy; one number to rank candidates of different size.
 
-    ``utility = accuracy - macs_price * log2(macs / reference) - size_price * log2(size / reference)``. The references only shift all
-    candidates by the same amount; they are those of the study's own network, so that its utility is about its accuracy.
+    ``utility = accuracy - macs_price * log2(macs / reference) - size_price * log2(size / reference) - time_price * log2(relative time)``.
+    The references only shift all candidates by the same amount; they are those of the study's own network, so that its utility is about
+    its accuracy.
     """
 
     macs_price: float
     size_price: float
+    time_price: float = 0.0
     reference_macs: float
     reference_size_mb: float
 
     def __post_init__(self) -> None:
-        if min(self.macs_price, self.size_price) < 0 or min(self.reference_macs, self.reference_size_mb) <= 0:
+        if min(self.macs_price, self.size_price, self.time_price) < 0 or min(self.reference_macs, self.reference_size_mb) <= 0:
             raise UserError(f"{self}: prices must be 0 or more and references above 0")
 
     def utility(self, accuracy: float, costs: Mapping[str, float]) -> float:
@@ -66,9 +77,18 @@ class Tradeoff:
             return -math.inf
         macs = costs.get("cost/macs") or self.reference_macs
         size = costs.get("cost/size_mb") or self.reference_size_mb
-        return (
-            accuracy - self.macs_price * math.log2(macs / self.reference_macs) - self.size_price * math.log2(size / self.reference_size_mb)
+        doublings = (
+            (self.macs_price, macs / self.reference_macs),
+            (self.size_price, size / self.reference_size_mb),
+            (self.time_price, costs.get(RELATIVE_TIME) or 1.0),
         )
+        return accuracy - sum(price * math.log2(ratio) for price, ratio in doublings)
+
+    @property
+    def words(self) -> str:
+        """What has a price."""
+        prices = {"multiply-adds": self.macs_price, "size": self.size_price, "time": self.time_price}
+        return " and ".join(name for name, price in prices.items() if price)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +109,10 @@ class Study:
     tradeoff: Tradeoff
     costs: tuple[str, ...] = ("cost/macs", "cost/size_mb")  # what is weighed against the accuracy
     reference: str = ""  # preset beside which every trial is timed; empty: only finalists are timed, at the end
+    reference_options: Mapping[str, object] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()  # keys of rows that a search trains too, to compare with
+    # The study for some data, once they are read, and the options of every trial; None: it is the same for all.
+    fit: "Callable[[ImageFacts | None, Mapping[str, object]], Study] | None" = None
 
     def __post_init__(self) -> None:
         key, count = Counter(row.key for row in self.rows).most_common(1)[0]
