@@ -152,7 +152,7 @@ class BatchRunner:
         works = works_of(state)
         state = replace(state, total=len(works))
         self._store.write(replace(state, note=_waits(state.spec)))
-        package = fetch_package(state.uri, state.weights_sha256)
+        package = fetch_package(state.uri)
         manifest = load_manifest(package)
         if manifest.weights_sha256 != state.weights_sha256:
             raise UserError(f"{state.uri}: its weights have changed since the batch was started: start another")

@@ -59,6 +59,10 @@ class StageOne:
         deadline = time.monotonic() + task.seconds
         clock = Clock()
         check_options(task.options, engine.manifest)
+        answer = await self._answer(engine, task, refine, deadline, clock)
+        return await self._worker.delivered(answer, task, deadline, clock)
+
+    async def _answer(self, engine: Engine, task: Task, refine: Refine, deadline: float, clock: Clock) -> Answer:
         async with self._worker.picture(engine, task, deadline, clock) as picture:
             small = picture.small
             weight = int(small.shape[-2] * small.shape[-1])
@@ -69,8 +73,7 @@ class StageOne:
             refined = await refine(patches, deadline - since) if len(cells) else patches
             clock.add("refine", since)
             find = partial(_merged, clock, engine, picture.whole, timed.result, cells, refined, task)
-            answer = await self._worker.finish(find, task, clock, timed.together)
-        return await self._worker.delivered(answer, task, deadline, clock)
+            return await self._worker.finish(find, task, clock, timed.together)
 
 
 class StageTwo:

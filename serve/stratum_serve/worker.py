@@ -113,7 +113,6 @@ class Worker:
 
     def __init__(self, batching: Batching, threads: int = 1, pixels: int = Limits().pixels) -> None:
         torch.set_num_threads(threads)
-        self._batching = batching
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.helpers = ThreadPoolExecutor(max(2, threads), thread_name_prefix="codec")
         self.loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -144,11 +143,14 @@ class Worker:
         deadline = time.monotonic() + task.seconds
         clock = Clock()
         check_options(task.options, engine.manifest)
+        answer = await self._answer(engine, task, deadline, clock)  # what it has seen is let go of before anything is stored
+        return await self.delivered(answer, task, deadline, clock)
+
+    async def _answer(self, engine: Engine, task: Task, deadline: float, clock: Clock) -> Answer:
         async with self.picture(engine, task, deadline, clock) as picture:
             prediction, together = await self._predict(engine, picture.small, task, deadline, clock)
             find = partial(_found, clock, picture.whole, prediction, engine, task.options)
-            answer = await self.finish(find, task, clock, together)
-        return await self.delivered(answer, task, deadline, clock)
+            return await self.finish(find, task, clock, together)
 
     @asynccontextmanager
     async def picture(self, engine: Engine, task: Task, deadline: float, clock: Clock) -> AsyncIterator[Picture]:

@@ -152,7 +152,7 @@ def test_a_call_takes_no_longer_than_it_may(sent: int, bucket: str, proxy: Proxy
     begin = time.monotonic()
     with pytest.raises(storage.UnreachableError), storage.within(0.6):
         storage.read_once(f"{bucket}/folder/x.bin", 10**6)
-    assert time.monotonic() - begin < 5  # and not a round of attempts of 30 s each
+    assert time.monotonic() - begin < 15  # and not a round of attempts of 30 s each
     proxy.hold.clear()
     proxy.fault = lambda request: None
     with storage.within(60):

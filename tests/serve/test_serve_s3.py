@@ -141,12 +141,13 @@ def test_a_bucket_is_no_image(serving: Serving, packages: dict[str, Path], bucke
 
 def test_where_s3_hangs_images_in_requests_are_answered(made: Server, bucket: str, image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stratum_serve.outside.WAIT_SECONDS", 0.5)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     assert made.http.post(SEGMENT, content=image).status_code == 200
     answers: list[str] = []
 
     def ask() -> None:
         asked = {"image": f"s3://{bucket}/in/a.png"}
-        answers.append(kind(made.http.post(SEGMENT, json=asked, headers={"X-Request-Timeout-Seconds": "2"})))
+        answers.append(kind(made.http.post(SEGMENT, json=asked, headers={"X-Request-Timeout-Seconds": "40"})))
 
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -158,7 +159,6 @@ def test_where_s3_hangs_images_in_requests_are_answered(made: Server, bucket: st
         for _ in range(3):
             assert made.http.post(SEGMENT, content=image, headers={"X-Request-Timeout-Seconds": "30"}).status_code == 200
         assert len(answers) == 2  # the others still wait for S3
-        for thread in hung:
-            thread.join(30)
-    assert len(answers) == THREADS + 2
-    assert set(answers[2:]) <= {"deadline", "unavailable"}
+    for thread in hung:  # whose connections are reset with the socket
+        thread.join(60)
+    assert sorted(answers) == ["overload"] * 2 + ["unavailable"] * THREADS
