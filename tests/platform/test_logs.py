@@ -90,7 +90,7 @@ def test_a_trainings_lines_name_run_and_rank(
 
     spec = RunSpec.__new__(RunSpec)
     object.__setattr__(spec, "name", "first")
-    monkeypatch.setattr(distributed, "execute", lambda spec, context, log, say: say("epoch 1/1"))
+    monkeypatch.setattr(distributed, "execute", lambda spec, context, log, say, data: say("epoch 1/1"))
     ours = logging.getLogger("stratum")
     before = list(ours.handlers)
     try:
