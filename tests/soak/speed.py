@@ -152,7 +152,7 @@ def compare(package: Path, threads: int, seconds: float, count: int, images_toge
         )
 
 
-def refined(package: Path, threads: int, seconds: float, count: int) -> dict[str, Any]:
+def refined(package: Path, seconds: float, count: int, patches: int | None) -> dict[str, Any]:
     """The two-stage pipeline with the patches of many requests together, and with each request's alone."""
     images = pictures()
     shared = {
@@ -161,8 +161,8 @@ def refined(package: Path, threads: int, seconds: float, count: int) -> dict[str
         "stage2": {"cpus": 0.9, "max_replicas": 1},
     }
     base = {"models": [{"name": "pipeline", "package": str(package.absolute())}], **shared}
-    together, apart = ({**base, "batching": {"patches": patches}} for patches in (128, 1))
-    path = "/v1/refine/pipeline/segment?format=png"
+    together, apart = ({**base, "batching": {"patches": most}} for most in (128, 1))
+    path = "/v1/refine/pipeline/segment?format=png" + (f"&patches={patches}" if patches else "")
     found: dict[str, Any] = {}
     for name, args in (("patches together", together), ("patches apart", apart)):
         with running(free_port(), args, {}) as server:
@@ -175,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--package", type=Path, default=Path("outputs/demo-package"))
     parser.add_argument("--pipeline", type=Path, default=None, help="a two-stage package, to measure what batching across requests gains")
+    parser.add_argument("--patches", type=int, default=None, help="of each request to the pipeline; by default those of its rule")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     found = (
-        refined(args.pipeline, args.threads, args.seconds, args.rounds)
+        refined(args.pipeline, args.seconds, args.rounds, args.patches)
         if args.pipeline
         else compare(args.package, args.threads, args.seconds, args.rounds, args.together)
     )
