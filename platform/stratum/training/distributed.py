@@ -108,7 +108,7 @@ def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = (), 
             failure_config=ray.train.FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
             callbacks=list(callbacks),
-            worker_runtime_env={"env_vars": {} if spec.use_gpu else KEEPING},  # Ray Train computes in a thread that is not its process's first
+            worker_runtime_env={"env_vars": {} if spec.use_gpu else KEEPING},  # Ray Train computes in another thread than the first
         ),
     )
     outcome = fit(trainer).return_value  # type: ignore[attr-defined]
