@@ -101,7 +101,7 @@ def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = (), 
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.num_workers, use_gpu=spec.use_gpu, resources_per_worker=worker_resources(spec)
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name="ray",
             storage_path=path,
             storage_filesystem=filesystem,
