@@ -41,4 +41,4 @@ def require_room(folder: Path, needed: int, hint: str) -> None:
     """Raises UserError, with the hint, where a folder's disk has no room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed + FULL_BYTES:
-        raise UserError(f"{folder}: {needed / 2**20:.0f} MiB are needed and {free / 2**20:.0f} MiB are free {hint}")
+        raise UserError(f"{folder}: no space is left ({needed / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free) {hint}")

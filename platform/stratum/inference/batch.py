@@ -23,7 +23,7 @@ from stratum.cluster import forwarded_environment, ray_is_local
 from stratum.data.images import IMAGE_SUFFIXES, DepthRule, decode_image
 from stratum.data.scans import TIFF, ZARR, is_scan, list_scans
 from stratum.data.synthetic import draw_sample, load_synthetic, parse_uri
-from stratum.inference.classes import TOGETHER
+from stratum.inference.classes import together
 from stratum.inference.instances import InstanceWriter
 from stratum.inference.masks import MaskWriter
 from stratum.inference.options import with_options
@@ -72,8 +72,16 @@ class Predictor:
 
     def predict(self, works: Sequence[Work]) -> list[Found]:
         """What is in each of the images; those that cannot be read are named, not raised."""
-        read_ones: list[tuple[Work, Tensor]] = []
         found: list[Found] = []
+        for images in together(self._readable(works, found), lambda one: one[1][0].numel()):
+            found += self._writer.find(self._model, [work for work, _ in images], [image for _, image in images])
+        if self._spec.resume:
+            for one in found:
+                keep_record(self._spec, one)
+        return sorted(found, key=lambda one: one.work.index)
+
+    def _readable(self, works: Sequence[Work], found: list[Found]) -> Iterator[tuple[Work, Tensor]]:
+        """The images that can be read whole, one by one; what becomes of the others goes into ``found``."""
         for work in works:
             try:
                 if self._scans and is_scan(work.uri):
@@ -83,18 +91,7 @@ class Predictor:
             except UserError as error:
                 found.append(Found(work=work, error=str(error)))
                 continue
-            if sum(other[0].numel() for _, other in read_ones) + image[0].numel() > TOGETHER:
-                found += self._find(read_ones)
-                read_ones = []
-            read_ones.append((work, image))
-        found += self._find(read_ones)
-        if self._spec.resume:
-            for one in found:
-                keep_record(self._spec, one)
-        return sorted(found, key=lambda one: one.work.index)
-
-    def _find(self, images: Sequence[tuple[Work, Tensor]]) -> list[Found]:
-        return self._writer.find(self._model, [work for work, _ in images], [image for _, image in images]) if images else []
+            yield work, image
 
 
 def list_work(spec: BatchSpec) -> list[Work]:

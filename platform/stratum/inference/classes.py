@@ -8,7 +8,7 @@ Shapes: ``K`` classes, ``H`` and ``W`` the size of an image.
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from stratum_models.two_stage.model import TwoStage
 OVERLAP = 4  # windows share one part in so many of their side, which hides seams
 TWO_STAGE_WINDOW = 2048  # pixels: side of the windows of a two-stage model where none was asked for
 TOGETHER = 2**24  # pixels of images that are predicted together, unless one alone has more
+Item = TypeVar("Item")
 ClassesFound = SemanticPrediction | Tensor
 """Probabilities ``[K, H, W]`` of an image that was predicted whole, the classes ``uint8 [H, W]`` of one that was not, on the CPU."""
 
@@ -45,16 +46,17 @@ def window_of(manifest: Manifest, asked: int | None) -> int:
     return TWO_STAGE_WINDOW if isinstance(resolve_config(manifest.preset, manifest.overrides), TwoStageConfig) else manifest.tile
 
 
-def together(sizes: Iterable[int]) -> Iterator[list[int]]:
-    """The places of images with so many pixels, in order, in groups of not more than ``TOGETHER`` pixels, or of one image."""
-    group: list[int] = []
-    pixels = 0
-    for place, size in enumerate(sizes):
-        if group and pixels + size > TOGETHER:
+def together(items: Iterable[Item], pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """The items, in order, in groups of not more than ``TOGETHER`` pixels, or of one item; taken as they are wanted."""
+    group: list[Item] = []
+    total = 0
+    for item in items:
+        size = pixels(item)
+        if group and total + size > TOGETHER:
             yield group
-            group, pixels = [], 0
-        group.append(place)
-        pixels += size
+            group, total = [], 0
+        group.append(item)
+        total += size
     if group:
         yield group
 
@@ -86,8 +88,8 @@ def find_classes(
     scaled = isinstance(model, TwoStage) and model.config.resizes  # whole images
     small = [index for index, image in enumerate(images) if scaled or not in_windows(_size(image), window)]
     found: dict[int, ClassesFound] = {}
-    for group in together(images[index][0].numel() for index in small):
-        found |= dict(zip([small[place] for place in group], predict([images[small[place]] for place in group]), strict=True))
+    for group in together(small, lambda index: images[index][0].numel()):
+        found |= dict(zip(group, predict([images[index] for index in group]), strict=True))
     for index, image in enumerate(images):
         if index not in found:
             overlap = window // OVERLAP

@@ -1,6 +1,5 @@
 """The world around the loop in a worker of Ray Train."""
 
-import shutil
 import tempfile
 import threading
 import time
@@ -16,9 +15,9 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stratum.disk import require_room
 from stratum.training.context import Notice, StoredCheckpoint
 from stratum.training.relay import Relay
-from stratum_models.errors import UserError
 
 T = TypeVar("T")
 ASK_S = 1.0  # between two questions whether a machine will be taken away
@@ -46,7 +45,7 @@ class RayContext:
         plain = {name: float(value) for name, value in metrics.items()}
         plain[SCORE] = plain["epoch"] if best else -1.0  # each new best is better than all before
         if checkpoint is not None:
-            require_room(checkpoint, ray.train.get_context().get_storage())
+            check_room(checkpoint, ray.train.get_context().get_storage())
         ray.train.report(plain, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None)
 
     def latest_checkpoint(self) -> StoredCheckpoint | None:
@@ -113,15 +112,12 @@ def synchronised(model: nn.Module) -> nn.Module:
     return converted
 
 
-def require_room(checkpoint: Path, storage: Any) -> None:
+def check_room(checkpoint: Path, storage: Any) -> None:
     """Refuses a checkpoint that finds no room in a folder of this machine: on a full disk, Ray would empty its list of the earlier ones.
 
     Raises:
         UserError: too little space is left.
     """
-    if storage.storage_filesystem.type_name != "local":
-        return
-    place = storage.storage_fs_path
-    needed = sum(path.stat().st_size for path in checkpoint.iterdir()) + SPARE
-    if shutil.disk_usage(place).free < needed:
-        raise UserError(f"{place}: no space is left for a checkpoint of {needed / 2**20:.0f} MiB: free some, then go on with --resume")
+    if storage.storage_filesystem.type_name == "local":
+        needed = sum(path.stat().st_size for path in checkpoint.iterdir()) + SPARE
+        require_room(Path(storage.storage_fs_path), needed, "for a checkpoint: free some, then go on with --resume")

@@ -72,8 +72,7 @@ def _run_trial(variant: Variant, config: Mapping[str, Any], sweep: SweepSpec, pa
         except SystemExit:  # Tune stopped the trial; the driver, which knows why, says how the run ended
             run.leave()
             raise
-        final = {**result.metrics, **costs, **counted(result.metrics, threshold), **relative_time(spec, result, sweep, data)}
-        final[UTILITY] = sweep.plan.utility(final)
+        final = with_utility(result, {**costs, **counted(result.metrics, threshold)}, spec, sweep, data)
         run.log_metrics(final, step=result.epochs)
         log_figures(run, result, data)
     judged = {one.name: judge(one, variant, spec, result, sweep, data, parent_id) for one in variant.judgements}
@@ -111,8 +110,7 @@ def judge(
         result: TrainResult = with_cpus(spec, evaluated_again, spec, trained, data)
         costs = static_costs(variant.preset, judgement.overrides, sweep, data)
         threshold = threshold_macs(variant.preset, judgement.overrides, sweep, data)
-        metrics = {**result.metrics, **costs, **counted(result.metrics, threshold), **relative_time(spec, result, sweep, data)}
-        metrics[UTILITY] = sweep.plan.utility(metrics)
+        metrics = with_utility(result, {**costs, **counted(result.metrics, threshold)}, spec, sweep, data)
         run.log_metrics(metrics, step=result.epochs)
     return {"metrics": metrics, "run_id": run.run_id, "package": result.package}
 
@@ -123,6 +121,12 @@ def with_cpus(spec: RunSpec, call: Callable[..., Any], *arguments: object) -> An
         return call(*arguments)
     task = ray.remote(num_cpus=spec.cpus_per_worker, num_gpus=int(spec.use_gpu), scheduling_strategy="DEFAULT")(call)
     return ray.get(task.remote(*arguments))
+
+
+def with_utility(result: TrainResult, costs: Mapping[str, float], spec: RunSpec, sweep: SweepSpec, data: Dataset) -> dict[str, float]:
+    """What was found and what it costs, by the clock too where the study asks for that, and how the sweep ranks it."""
+    metrics = {**result.metrics, **costs, **relative_time(spec, result, sweep, data)}
+    return {**metrics, UTILITY: sweep.plan.utility(metrics)}
 
 
 def relative_time(spec: RunSpec, result: TrainResult, sweep: SweepSpec, data: Dataset) -> dict[str, float]:
