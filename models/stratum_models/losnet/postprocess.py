@@ -71,7 +71,7 @@ def _kept(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, limit: int)
     """
     for count in (2 * limit, len(boxes)):
         keep: Tensor = batched_nms(boxes[:count], scores[:count], labels[:count], iou)[:limit]
-        if len(keep) == limit:
+        if len(keep) == limit or count >= len(boxes):
             break
     return keep
 
