@@ -13,7 +13,7 @@ from rich.table import Table
 
 from stratum import cost, storage
 from stratum.cli import run_job
-from stratum.memory import MemoryRequest, peak_memory
+from stratum.memory import MemoryRequest, peak_memories
 from stratum.registry import fetch_package
 from stratum.report.papers import as_in_paper, paper_table
 from stratum.report.steps import step_table
@@ -227,18 +227,21 @@ def _found(model: SegmentationModel, images: list[torch.Tensor]) -> float | None
 
 
 def _add_memory(records: list[dict[str, Any]], subjects: list[Subject], args: Args, size: tuple[int, int]) -> None:
-    for record, subject in zip(records, subjects, strict=True):
-        use = peak_memory(
-            MemoryRequest(
-                preset=subject.preset,
-                overrides=subject.overrides,
-                size=size,
-                num_classes=subject.classes,
-                train_batch=args.train_batch,
-                device="cuda" if args.gpu else "cpu",
-                threads=args.threads or None,
-            )
+    requests = [
+        MemoryRequest(
+            preset=subject.preset,
+            overrides=subject.overrides,
+            size=size,
+            num_classes=subject.classes,
+            train_batch=args.train_batch,
+            device="cuda" if args.gpu else "cpu",
+            threads=args.threads or None,
         )
+        for subject in subjects
+    ]
+    for record, use in zip(records, peak_memories(requests), strict=True):
+        if isinstance(use, UserError):
+            raise use
         record.update(peak_memory_mb=round(use.infer_mb, 1), train_memory_mb=use.train_mb, train_step_ms=use.train_step_ms)
 
 

@@ -25,3 +25,8 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return all(mallopt(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, STEP)))
+
+
+def worker_environment(*, use_gpu: bool) -> dict[str, str]:
+    """For Ray's processes that train on CPUs: they compute in another thread than the first, for which mallopt comes too late."""
+    return {} if use_gpu else KEEPING

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,12 @@ def ray_is_local() -> bool:
 
 
 @contextmanager
-def ray_cluster(cpus: int | None = None, *, log_to_driver: bool = False) -> Iterator[None]:
+def ray_cluster(cpus: int | None = None, *, log_to_driver: bool = False, env: Mapping[str, str] | None = None) -> Iterator[None]:
     """Ray, connected. A cluster of this process's own takes ``cpus`` (by default all); its dashboard listens on loopback.
 
     Its dashboard is on, since Tune frees the workers of a stopped trial through it, and it asks for a token, which is kept in the
     environment so that none is written to the home folder. Where Ray is connected already, as in a notebook, that is used.
-    ``log_to_driver`` prints what its workers print.
+    ``log_to_driver`` prints what its workers print; they have the variables of ``env``.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves workers beside anything else on the machine
     if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
@@ -56,7 +56,7 @@ def ray_cluster(cpus: int | None = None, *, log_to_driver: bool = False) -> Iter
     # A busy or a growing cluster may need minutes for the workers that Ray Train gives up on after one.
     os.environ.setdefault(START_TIMEOUT, "300")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"env_vars": forwarded_environment()}, log_to_driver=log_to_driver, logging_level=logging.WARNING)
+        ray.init(runtime_env={"env_vars": forwarded_environment(env)}, log_to_driver=log_to_driver, logging_level=logging.WARNING)
         try:
             yield
         finally:
@@ -66,7 +66,7 @@ def ray_cluster(cpus: int | None = None, *, log_to_driver: bool = False) -> Iter
     os.environ[LOCAL] = "1"
     try:
         with _gcs_address() as address:
-            ray.init(**_local(folder, cpus), log_to_driver=log_to_driver, runtime_env={"env_vars": {"RAY_ADDRESS": address}})
+            ray.init(**_local(folder, cpus), log_to_driver=log_to_driver, runtime_env={"env_vars": {"RAY_ADDRESS": address, **(env or {})}})
         yield
     finally:
         ray.shutdown()
@@ -80,8 +80,8 @@ def results_folder(given: str) -> str:
     return storage.resolve(given or str(default))
 
 
-def forwarded_environment() -> dict[str, str]:
-    """The variables to hand to workers, without those that a submitted job's own runtime environment has: Ray refuses a name set twice.
+def forwarded_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables to hand to workers, ``more`` among them, without those that a submitted job was given: Ray refuses a name set twice.
 
     Ray writes what it is handed into its logs and shows it in its dashboard. So secrets are left out where workers have them without that:
     from their node, which is this process's too or has the same, or from the runtime environment of the job. A driver outside the cluster,
@@ -90,8 +90,8 @@ def forwarded_environment() -> dict[str, str]:
     job = json.loads(os.environ.get(JOB_CONFIG) or "{}")
     known = (job.get("runtime_env") or {}).get("env_vars") or {}
     inside = JOB_CONFIG in os.environ or RAYLET in os.environ or os.environ.get(LOCAL) == "1"
-    names = [name for name in os.environ if name.startswith(FORWARDED) and name not in known]
-    return {name: os.environ[name] for name in names if not (inside and SECRET.search(name))}
+    own = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED) and not (inside and SECRET.search(name))}
+    return {name: value for name, value in {**own, **(more or {})}.items() if name not in known}
 
 
 def _ask_for_token() -> None:

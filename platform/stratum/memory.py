@@ -1,4 +1,4 @@
-"""The peak memory of a model, measured in a process of its own: ``python -m stratum.memory``.
+"""The peak memory of models, each measured in a process of its own: ``python -m stratum.memory``.
 
 It is the growth of the peak resident set (on CUDA, of the allocator's peak), counted from before the network is built, so that its weights
 are in it. What only building and fusing took is not, since the peak is restarted after them. That takes Linux's ``/proc/self/clear_refs``;
@@ -11,15 +11,18 @@ import gc
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import stratum_models
+from stratum.allocator import KEEPING
 from stratum.cost import elapsed_ms, full_load_overrides, noise_image
 from stratum_models.catalog import build_model
 from stratum_models.errors import UserError
@@ -39,7 +42,7 @@ class MemoryUse:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryRequest:
-    """What :func:`peak_memory` measures: a preset built with random weights, at ``(height, width)``; 0 images leave training out.
+    """What :func:`peak_memories` measures: a preset built with random weights, at ``(height, width)``; 0 images leave training out.
 
     ``train_size`` is that of the images of the training step, where it is another.
     """
@@ -62,19 +65,48 @@ class MemoryRequest:
 
 
 def peak_memory(request: MemoryRequest, *, timeout_s: float = 600.0) -> MemoryUse:
-    """Measure in a new process. Raises UserError where that process fails, with the last line it wrote."""
+    """Measure in a new process. Raises UserError where that process fails, with its reason."""
+    (found,) = peak_memories([request], timeout_s=timeout_s)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def peak_memories(requests: Sequence[MemoryRequest], *, timeout_s: float = 600.0) -> list[MemoryUse | UserError]:
+    """Measure each in a process of its own, or why that failed; they are forked off one that has imported what all of them need.
+
+    ``timeout_s`` is for each on average.
+    """
+    if not requests:
+        return []
     roots = [str(Path(module).parents[1]) for module in (__file__, stratum_models.__file__ or __file__)]
     inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots + inherited)}
-    command = [sys.executable, "-m", "stratum.memory", json.dumps(asdict(request))]
+    environment = {name: value for name, value in os.environ.items() if name not in KEEPING}  # the same figures whoever asks
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stratum.memory", json.dumps([asdict(request) for request in requests])],
+        env={**environment, "PYTHONPATH": os.pathsep.join(roots + inherited)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    late = ""
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"memory of {request.preset}: not measured within {timeout_s:.0f} s: use a smaller size or batch") from error
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"memory of {request.preset} could not be measured: {reason}")
-    return MemoryUse(**json.loads(done.stdout.strip().splitlines()[-1]))
+        answers, errors = process.communicate(timeout=timeout_s * len(requests))
+    except subprocess.TimeoutExpired:
+        late = f"not within {timeout_s * len(requests):.0f} s: use a smaller size or batch"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the process and the one that measures
+    if late:
+        answers, errors = process.communicate()
+    found = [json.loads(line) for line in answers.splitlines() if line.startswith("{")]
+    missing = {"error": late or (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]}
+    found += [missing] * (len(requests) - len(found))
+    return [
+        UserError(f"memory of {request.preset} could not be measured: {values['error']}") if "error" in values else MemoryUse(**values)
+        for request, values in zip(requests, found, strict=True)
+    ]
 
 
 def example_target(model: SegmentationModel, size: tuple[int, int]) -> Target:
@@ -169,13 +201,28 @@ def _peak_mb(device: torch.device) -> float:
 
 
 def main(argument: str) -> None:
-    """Print the :class:`MemoryUse` of a :class:`MemoryRequest`, both as JSON."""
-    values = json.loads(argument)
+    """Print the :class:`MemoryUse` of each of a list of :class:`MemoryRequest`, or an ``error``, all as lines of JSON."""
+    for values in json.loads(argument):
+        child = os.fork()
+        if child == 0:
+            try:
+                print(json.dumps(_answer(values)), flush=True)
+            finally:
+                os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code:
+            print(json.dumps({"error": f"its process was ended by signal {-code}, as the system does when memory runs out"}), flush=True)
+
+
+def _answer(values: dict[str, Any]) -> dict[str, Any]:
     sizes = {name: tuple(values[name]) for name in ("size", "train_size") if values[name]}
-    request = MemoryRequest(**{**values, **sizes})
-    if request.threads:
-        torch.set_num_threads(request.threads)
-    print(json.dumps(asdict(_measure(request))))
+    try:
+        request = MemoryRequest(**{**values, **sizes})
+        if request.threads:
+            torch.set_num_threads(request.threads)
+        return asdict(_measure(request))
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[-1]}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from stratum.registry import fetch_package
@@ -107,6 +108,9 @@ def test_a_champion_survives_backup_and_restore(postgres: Any, s3: Any, tmp_path
         register(client_for(address), made)
         # No password stands where other users of the machine can read it.
         assert postgres.env["PGPASSWORD"] not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+        running = [command for process in psutil.Process().children(recursive=True) for command in process.cmdline()]
+        assert "uvicorn" in running
+        assert "mlflow.server.jobs._job_runner" not in running  # which starts seven more
     dump = tmp_path / "backups" / "mlflow.dump"
     assert_ok(backup(postgres, first, dump))
     assert backup(postgres, first, dump).returncode == 2

@@ -153,7 +153,7 @@ def tracking_server(folder: Path) -> Iterator[str]:
     command = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", str(folder / "artifacts")]
     log = folder / "server.log"
-    with running(command, os.environ, log) as process:
+    with running(command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, log) as process:
         wait_for(f"http://127.0.0.1:{port}/health", {}, process, log)
         yield f"http://127.0.0.1:{port}"
 

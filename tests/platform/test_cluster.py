@@ -20,9 +20,10 @@ PLAIN = {
 SCRIPT = """
 import os, pathlib, ray
 from stratum.cluster import ray_cluster
-with ray_cluster(1):
-    seen = ray.get(ray.remote(lambda: (os.environ["AWS_SECRET_ACCESS_KEY"], os.environ["AWS_ENDPOINT_URL"])).remote())
-    assert seen == (os.environ["AWS_SECRET_ACCESS_KEY"], "http://s3"), seen
+with ray_cluster(1, env={"MALLOC_ARENA_MAX": "1"}):
+    names = ("AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "MALLOC_ARENA_MAX")
+    seen = ray.get(ray.remote(lambda: tuple(os.environ.get(name) for name in names)).remote())
+    assert seen == (os.environ["AWS_SECRET_ACCESS_KEY"], "http://s3", "1"), seen
     files = [path for path in pathlib.Path(ray._private.worker._global_node.get_session_dir_path()).rglob("*") if path.is_file()]
     texts = [path.read_bytes() for path in files]
     assert any(b"RAY_ADDRESS" in text for text in texts)
@@ -54,6 +55,11 @@ def test_what_a_job_was_submitted_with_is_not_set_twice(env: pytest.MonkeyPatch)
     assert forwarded_environment() == {name: value for name, value in PLAIN.items() if name != "MLFLOW_TRACKING_URI"} | {
         "RAY_ADDRESS": "head:6379"
     }
+
+
+def test_more_is_handed_over_where_the_job_does_not_have_it(env: pytest.MonkeyPatch) -> None:
+    env.setenv(JOB_CONFIG, json.dumps({"runtime_env": {"env_vars": {**SECRETS, **PLAIN, "MALLOC_ARENA_MAX": "4"}}}))
+    assert forwarded_environment({"MALLOC_ARENA_MAX": "1", "MALLOC_TOP_PAD_": "9"}) == {"RAY_ADDRESS": "head:6379", "MALLOC_TOP_PAD_": "9"}
 
 
 def test_workers_of_a_local_ray_have_the_secrets_and_its_logs_do_not() -> None:

@@ -1,12 +1,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from stratum import cost
-from stratum.memory import MemoryRequest, example_target, peak_memory
+from stratum.memory import MemoryRequest, MemoryUse, example_target, peak_memories, peak_memory
 from stratum_models.catalog import build_model, resolve_config
 from stratum_models.errors import UserError
 from stratum_models.interface import InstanceTarget, Prediction, SegmentationModel, SemanticPrediction, Target
@@ -122,23 +123,42 @@ def test_images_take_turns() -> None:
     assert seen == [(32, 32), (32, 64)] * 2
 
 
-def test_memory_is_measured_in_a_process_of_its_own() -> None:
-    small = MemoryRequest(preset="losnet_debug", size=(64, 64), train_batch=1, threads=1)
-    use = peak_memory(small)
-    assert use.train_mb is not None
-    assert use.train_step_ms is not None
-    assert 0 < use.infer_mb < 300
-    assert use.train_mb >= use.infer_mb * 0.5
-    more = peak_memory(replace(small, size=(640, 640), train_size=(64, 64)))
-    assert more.infer_mb > use.infer_mb
-    assert more.train_mb is not None
-    assert more.train_mb < more.infer_mb  # ten times the side, a hundred times the pixels
+SMALL = MemoryRequest(preset="losnet_debug", size=(64, 64), train_batch=1, threads=1)
 
 
-def test_memory_is_that_of_the_network_and_not_of_its_making() -> None:
-    use = peak_memory(MemoryRequest(preset="condinst_r50", size=(64, 64), threads=1))
+@pytest.fixture(scope="module")
+def memory() -> dict[str, MemoryUse | UserError]:
+    requests = {
+        "small": SMALL,
+        "wrong": replace(SMALL, overrides={"bogus": 1}),
+        "large": replace(SMALL, size=(640, 640), train_size=(64, 64)),
+        "weighty": MemoryRequest(preset="condinst_r50", size=(64, 64), threads=1),
+    }
+    return dict(zip(requests, peak_memories(list(requests.values())), strict=True))
+
+
+def test_memory_is_measured_in_a_process_of_its_own(memory: dict[str, Any]) -> None:
+    small, large = memory["small"], memory["large"]
+    assert 0 < small.infer_mb < 300
+    assert small.train_mb >= small.infer_mb * 0.5
+    assert small.train_step_ms > 0
+    assert large.infer_mb > small.infer_mb
+    assert large.train_mb < large.infer_mb  # ten times the side, a hundred times the pixels
+
+
+def test_memory_that_cannot_be_measured_costs_the_others_nothing(memory: dict[str, Any]) -> None:
+    assert isinstance(memory["wrong"], UserError)
+    assert "bogus" in str(memory["wrong"])
+
+
+def test_memory_is_that_of_the_network_and_not_of_its_making(memory: dict[str, Any]) -> None:
     weights = cost.state_bytes(build_model("condinst_r50", num_classes=1)) / 2**20
-    assert weights * 0.9 < use.infer_mb < weights * 1.8  # fusing works on a copy: for a while the weights are there twice
+    assert weights * 0.9 < memory["weighty"].infer_mb < weights * 1.8  # fusing works on a copy: for a while the weights are there twice
+
+
+def test_memory_that_takes_too_long_is_given_up() -> None:
+    with pytest.raises(UserError, match="not within 0 s"):
+        peak_memory(SMALL, timeout_s=0.01)
 
 
 def test_models_are_timed_a_few_at_once_beside_the_first() -> None:

@@ -12,12 +12,11 @@ from stratum import cost, storage
 from stratum.data.source import Dataset
 from stratum.inference.assess import assess
 from stratum.inference.assess_masks import assess_masks
-from stratum.memory import MemoryRequest, peak_memory
+from stratum.memory import MemoryRequest, MemoryUse, peak_memories
 from stratum.report.plots import training_plot
 from stratum.training.engine import TrainResult
 from stratum.training.spec import RunSpec
 from stratum_models.catalog import build_model
-from stratum_models.errors import UserError
 from stratum_models.interface import SegmentationModel
 from stratum_models.optimize import prepare_for_inference
 from stratum_models.package import MANIFEST_FILE, load_manifest, load_package
@@ -64,36 +63,46 @@ def measure(packages: Sequence[Packaged], images: Sequence[torch.Tensor], spec: 
         models = {one.name: prepare_for_inference(timed_model(one.package).to(device)) for one in group}
         timings = cost.time_models(models, images, repeats=rounds) | timings
         del models
+    memory = _memory(packages, spec, size, device, threads)
     figures = {
         one.name: {"cost/latency_ms": timings[one.name].latency_ms}
         | ({"cost/latency_ratio": timings[one.name].ratio} if len(packages) > 1 else {})
-        | _memory(one, spec, size, device, threads)
+        | memory[one.name]
         for one in packages
     }
     setting = {"device": cost.device_name(device), "threads": str(threads), "size": "{}x{}".format(*size)}
     return Costs(figures=figures, setting=setting)
 
 
-def _memory(one: Packaged, spec: RunSpec, size: tuple[int, int], device: str, threads: int) -> dict[str, float]:
-    """Memory of ``predict``, and memory and time of a training step; the latter may need more than there is."""
-    request = MemoryRequest(
-        preset=one.preset,
-        num_classes=load_manifest(storage.fetch_tree(one.package)).num_classes,
-        overrides=cost.unresized(one.overrides),
-        size=size,
-        train_size=trained_size(size, one.overrides, spec),
-        device=device,
-        threads=threads,
-    )
-    for batch in (spec.train.part_size(spec.num_workers), 0):
-        try:
-            use = peak_memory(replace(request, train_batch=batch))
-        except UserError as error:
-            logger.warning("%s: %s", one.name, error)
-            continue
-        found = {"infer_memory_mb": use.infer_mb, "train_memory_mb": use.train_mb, "train_step_ms": use.train_step_ms}
-        return {f"cost/{name}": value for name, value in found.items() if value is not None}
-    return {}
+def _memory(packages: Sequence[Packaged], spec: RunSpec, size: tuple[int, int], device: str, threads: int) -> dict[str, dict[str, float]]:
+    """By name, memory of ``predict``, and memory and time of a training step; the latter may need more than there is."""
+    requests = {
+        one.name: MemoryRequest(
+            preset=one.preset,
+            num_classes=load_manifest(storage.fetch_tree(one.package)).num_classes,
+            overrides=cost.unresized(one.overrides),
+            size=size,
+            train_size=trained_size(size, one.overrides, spec),
+            train_batch=spec.train.part_size(spec.num_workers),
+            device=device,
+            threads=threads,
+        )
+        for one in packages
+    }
+    found: dict[str, dict[str, float]] = {}
+    for left in (requests, {name: replace(request, train_batch=0) for name, request in requests.items()}):
+        asked = {name: request for name, request in left.items() if name not in found}
+        for name, use in zip(asked, peak_memories(list(asked.values())), strict=True):
+            if isinstance(use, MemoryUse):
+                found[name] = _figures(use)
+            else:
+                logger.warning("%s: %s", name, use)
+    return {name: found.get(name, {}) for name in requests}
+
+
+def _figures(use: MemoryUse) -> dict[str, float]:
+    values = {"infer_memory_mb": use.infer_mb, "train_memory_mb": use.train_mb, "train_step_ms": use.train_step_ms}
+    return {f"cost/{name}": value for name, value in values.items() if value is not None}
 
 
 def trained_size(size: tuple[int, int], overrides: Mapping[str, object], spec: RunSpec) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from stratum import logs, storage
-from stratum.allocator import KEEPING
+from stratum.allocator import worker_environment
 from stratum.cluster import ray_is_local
 from stratum.data.source import Dataset
 from stratum.tracking import RunLogger
@@ -108,7 +108,7 @@ def on_workers(function: Work[T], spec: RunSpec, callbacks: Sequence[Any] = (), 
             failure_config=ray.train.FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
             callbacks=list(callbacks),
-            worker_runtime_env={"env_vars": {} if spec.use_gpu else KEEPING},  # Ray Train computes in another thread than the first
+            worker_runtime_env={"env_vars": worker_environment(use_gpu=spec.use_gpu)},
         ),
     )
     outcome = fit(trainer).return_value  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Literal
 
+from stratum.allocator import worker_environment
 from stratum.cli import option_pairs, say
 from stratum.cost import parse_size
 from stratum.data.flags import DataArgs
@@ -117,7 +118,7 @@ def sweep_job(study: str, args: SweepArgs) -> int:
         check_free(sweep)  # before the tracking store is asked, which would make a new sqlite file
     check_reachable(tracking_uri())
     print(f"sweep {sweep.name}: {sweep.total} trials, {sweep.base.train.epochs} epochs each, results in {sweep.folder}", flush=True)
-    with ray_cluster():
+    with ray_cluster(env=worker_environment(use_gpu=sweep.base.use_gpu)):
         return run(sweep, earlier, data.fingerprint, resume=bool(args.resume))
 
 
