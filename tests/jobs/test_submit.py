@@ -147,11 +147,11 @@ def submit(head: Head, arguments: list[str], env_vars: Mapping[str, str]) -> sub
 
 
 @contextmanager
-def tracking_server(folder: Path) -> Iterator[str]:
+def tracking_server(folder: Path, empty_store: Path) -> Iterator[str]:
     """An `mlflow server` on sqlite, which keeps the artifacts."""
-    port = free_port()
+    port, store = free_port(), shutil.copy(empty_store, folder / "server.db")
     command = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", str(folder / "artifacts")]
+    command += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(folder / "artifacts")]
     log = folder / "server.log"
     with running(command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, log) as process:
         wait_for(f"http://127.0.0.1:{port}/health", {}, process, log)
@@ -185,8 +185,7 @@ def test_a_request_without_the_token_is_refused(head: Head) -> None:
     assert submit(Head(head.address, {**head.env, "RAY_AUTH_TOKEN": "wrong" * 8}), ["-c", "pass"], {}).returncode != 0
 
 
-def test_a_sweep_on_local_files(head: Head, shared: Path, tmp_path: Path) -> None:
-    tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_a_sweep_on_local_files(head: Head, shared: Path, mlflow_sqlite: str, tmp_path: Path) -> None:
     sweep = [
         *CELLS,
         *SWEEP,
@@ -199,9 +198,9 @@ def test_a_sweep_on_local_files(head: Head, shared: Path, tmp_path: Path) -> Non
         str(tmp_path / "runs"),
     ]
     sweep += ["--name", "local"]
-    done = submit(head, sweep, {"MLFLOW_TRACKING_URI": tracking})
+    done = submit(head, sweep, {"MLFLOW_TRACKING_URI": mlflow_sqlite})
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    check_runs(tracking, "submitted", trials=1, metric="val/iou_synapse")
+    check_runs(mlflow_sqlite, "submitted", trials=1, metric="val/iou_synapse")
     assert (tmp_path / "runs" / "local" / "report" / "pareto.png").stat().st_size > 0
     assert "winner: " in done.stdout
 
@@ -219,37 +218,36 @@ def check_curve(tracking: str, *, children: int) -> list[Any]:
     return [run for run in found if run is not parent]
 
 
-def test_two_stages_on_local_files_beside_both_baselines(head: Head, shared: Path, tmp_path: Path) -> None:
-    tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_two_stages_on_local_files_beside_both_baselines(head: Head, shared: Path, mlflow_sqlite: str, tmp_path: Path) -> None:
     sweep = [*TWO_STAGES, *SWEEP, "1", "--models", "unet_s2_debug,sliding_debug,two_stage_debug:count=2", "--name", "two"]
     sweep += ["--data", str(shared / "data" / "drive" / "train"), "--storage", str(tmp_path / "runs")]
-    done = submit(head, sweep, {"MLFLOW_TRACKING_URI": tracking})
+    done = submit(head, sweep, {"MLFLOW_TRACKING_URI": mlflow_sqlite})
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    trials = [run for run in check_curve(tracking, children=4) if "stratum.groundwork" not in run.data.tags]
+    trials = [run for run in check_curve(mlflow_sqlite, children=4) if "stratum.groundwork" not in run.data.tags]
     assert all({"cost/latency_ms", "val/foreground_dice"} <= set(run.data.metrics) for run in trials)
     rows = json.loads((tmp_path / "runs" / "two" / "report" / "trials.json").read_text())
     assert [row["preset"] for row in rows if row["metrics"]["cost/latency_ms"] > 0] == ["unet_s2_debug", "sliding_debug", "two_stage_debug"]
 
 
-def test_two_stages_on_s3_show_their_curve(head: Head, shared: Path, s3: Any, s3_env: Any, tmp_path: Path) -> None:
+def test_two_stages_on_s3_show_their_curve(head: Head, shared: Path, s3: Any, s3_env: Any, mlflow_sqlite: str) -> None:
     from stratum import storage
 
-    data, runs, tracking = f"s3://{s3.bucket()}/drive", f"s3://{s3.bucket()}/runs", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    data, runs = f"s3://{s3.bucket()}/drive", f"s3://{s3.bucket()}/runs"
     storage.upload_tree(shared / "data" / "drive" / "train", f"{data}/train")
     storage.write_bytes(f"{data}/classes.json", (shared / "data" / "drive" / "classes.json").read_bytes())
     sweep = [*TWO_STAGES, *SWEEP, "0", "--models", "two_stage_debug:count=2", "--data", data, "--storage", runs, "--name", "two"]
-    done = submit(head, sweep, {**s3.env, "MLFLOW_TRACKING_URI": tracking})
+    done = submit(head, sweep, {**s3.env, "MLFLOW_TRACKING_URI": mlflow_sqlite})
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    check_curve(tracking, children=2)  # stage 1 and the trial
+    check_curve(mlflow_sqlite, children=2)  # stage 1 and the trial
     assert all(storage.exists(f"{runs}/two/report/{name}") for name in CURVE)
 
 
-def test_a_sweep_on_s3_with_a_tracking_server(head: Head, shared: Path, s3: Any, s3_env: Any, tmp_path: Path) -> None:
+def test_a_sweep_on_s3_with_a_tracking_server(head: Head, shared: Path, s3: Any, s3_env: Any, empty_store: Path, tmp_path: Path) -> None:
     from stratum import storage
 
     data, runs = f"s3://{s3.bucket()}/ore", f"s3://{s3.bucket()}/runs"
     storage.upload_tree(shared / "data" / "ore_belt", data)
-    with tracking_server(tmp_path) as tracking:
+    with tracking_server(tmp_path, empty_store) as tracking:
         sweep = [*ORE, *SWEEP, "0", "--models", "losnet_debug", "--data", data, "--storage", runs, "--name", "remote"]
         done = submit(head, sweep, {**s3.env, "MLFLOW_TRACKING_URI": tracking})
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

@@ -5,7 +5,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -40,11 +40,19 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers c
 TRAIN = TrainSpec(epochs=3, batch_size=4, learning_rate=0.1, ema_decay=0.9, ema_tau=5, warmup_epochs=0)
 
 
-@pytest.fixture
-def spec(tmp_path: Path) -> RunSpec:
+def run_spec(folder: Path) -> RunSpec:
     data = DataSpec(uri="synthetic://ore?images=10&size=64&seed=0")
     model = ModelSpec(preset="losnet_debug")
-    return RunSpec(data=data, model=model, train=TRAIN, augment=NONE, storage=str(tmp_path), experiment="test", name="run", threads=1)
+    return RunSpec(data=data, model=model, train=TRAIN, augment=NONE, storage=str(folder), experiment="test", name="run", threads=1)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    return run_spec(tmp_path)
+
+
+def with_two(spec: RunSpec) -> RunSpec:
+    return replace(spec, num_workers=2, cpus_per_worker=0.5)
 
 
 def losses(result: TrainResult) -> list[float]:
@@ -58,60 +66,6 @@ def test_ray_and_the_plain_loop_give_the_same_curve(spec: RunSpec) -> None:
     assert losses(ours) == losses(plain)
     assert ours.metrics["val/mask_ap50"] == plain.metrics["val/mask_ap50"]
     assert (Path(spec.storage) / "run" / "package" / "model.json").exists()
-
-
-def faults_of_large_tensors(context: RayContext) -> int:
-    """How many pages the kernel hands out for ten tensors of 16 MB, one after the other, once there was one."""
-    del context
-    keep_freed_memory()  # as a training does
-    torch.ones(2**22)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.ones(2**22)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-def test_workers_keep_the_memory_that_they_free(spec: RunSpec) -> None:
-    assert on_workers(faults_of_large_tensors, spec) * resource.getpagesize() < 2**24
-
-
-def die_in_epoch(marker: Path, epoch: int) -> None:
-    """Makes this process kill itself before the second batch of an epoch, as the system does when memory runs out; once."""
-    original = Loader.__iter__
-
-    def deadly(self: Loader) -> Iterator[Batch]:
-        for index, batch in enumerate(original(self)):
-            if index == 1 and self.shard.shuffle and self._batches.epoch == epoch and not marker.exists():
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
-
-    Loader.__iter__ = deadly  # type: ignore[method-assign]
-
-
-def mortal_work(spec: RunSpec, run: RunLogger, marker: Path, context: RayContext) -> TrainResult:
-    if context.rank == context.world_size - 1:
-        die_in_epoch(marker, epoch=1)
-    return work(spec, run, say_nothing, context)
-
-
-def test_a_killed_worker_costs_no_epoch_and_no_second_run(spec: RunSpec, mlflow_sqlite: str, tmp_path: Path) -> None:
-    two = replace(spec, num_workers=2, cpus_per_worker=0.5)
-    marker = tmp_path / "killed"
-    with open_run("test", "run") as run:
-        claim(two, run.run_id)
-        result = on_workers(partial(mortal_work, two, run.logger(), marker), two)
-    assert marker.exists()
-    assert result.epochs == len(result.history) == 3
-    whole = run_distributed(replace(two, name="whole"), say=say_nothing)
-    assert losses(result) == losses(whole)
-
-    client = MlflowClient(tracking_uri=mlflow_sqlite)
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert [found.info.run_id for found in runs] == [run.run_id]
-    assert runs[0].info.status == "FINISHED"
-    logged = client.get_metric_history(run.run_id, "train/loss")
-    assert sorted((metric.step, metric.value) for metric in logged) == list(enumerate(losses(result), 1))
 
 
 class Pixelwise(SegmentationModel):
@@ -179,30 +133,107 @@ def train_both_stages(train_spec: TrainSpec, context: Context) -> list[dict[str,
     return seen
 
 
-def fail_then_learn(train_spec: TrainSpec, folder: Path, context: RayContext) -> None:
+def faults_of_large_tensors() -> int:
+    """How many pages the kernel hands out for ten tensors of 16 MB, one after the other, once there was one."""
+    keep_freed_memory()  # as a training does
+    torch.ones(2**22)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByTwo:
+    """What a group of two workers did, one after the other: starting one takes long."""
+
+    whole: list[float]  # losses of a run that nothing happens to
+    learned: Learned
+    stages: list[dict[str, list[list[float]]]]
+    faults: int
+    failed: str = ""
+
+
+ACCUMULATED = replace(TRAIN, accumulate=2, batch_size=8)
+
+
+def do_all(spec: RunSpec, found: Path, context: RayContext) -> None:
+    whole = work(spec, None, say_nothing, context)
+    context.latest_checkpoint = lambda: None  # type: ignore[method-assign]  # of another network
     with pytest.raises(NonFiniteLossError) as failed:
         train_pixelwise(TRAIN, True, context)
-    learned = train_pixelwise(train_spec, False, context)
-    context.latest_checkpoint = lambda: None  # type: ignore[method-assign]  # of the other network
-    stages = train_both_stages(train_spec, context)
+    learned = train_pixelwise(ACCUMULATED, False, context)
+    stages = train_both_stages(ACCUMULATED, context)
     if context.rank == 0:
-        torch.save((*learned, stages), folder / "learned.pt")
+        torch.save({"whole": losses(whole), "learned": learned, "stages": stages, "faults": faults_of_large_tensors()}, found)
     raise failed.value
 
 
-def test_two_workers_stop_together_and_learn_what_one_does(spec: RunSpec, tmp_path: Path) -> None:
-    accumulated = replace(TRAIN, accumulate=2, batch_size=8)
-    with pytest.raises(NonFiniteLossError, match=r"step 2 on rank 1 \(loss_pixel nan\)"):
-        on_workers(partial(fail_then_learn, accumulated, tmp_path), replace(spec, num_workers=2, cpus_per_worker=0.5))
-    losses_by_two, weights_by_two, stages = torch.load(tmp_path / "learned.pt")
-    losses_by_one, weights_by_one = train_pixelwise(accumulated, False, LocalContext(str(tmp_path / "one")))
+@pytest.fixture(scope="module")
+def by_two(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> ByTwo:
+    folder = tmp_path_factory.mktemp("two")
+    spec = with_two(run_spec(folder))
+    with pytest.raises(NonFiniteLossError) as failed:
+        on_workers(partial(do_all, spec, folder / "found.pt"), spec)
+    return ByTwo(**torch.load(folder / "found.pt"), failed=str(failed.value))
+
+
+def test_two_workers_stop_together_and_learn_what_one_does(by_two: ByTwo, tmp_path: Path) -> None:
+    assert "step 2 on rank 1 (loss_pixel nan)" in by_two.failed
+    losses_by_two, weights_by_two = by_two.learned
+    losses_by_one, weights_by_one = train_pixelwise(ACCUMULATED, False, LocalContext(str(tmp_path / "one")))
     assert losses_by_two == pytest.approx(losses_by_one, rel=1e-5)
     for name, value in weights_by_one.items():
         assert weights_by_two[name] == pytest.approx(value, rel=1e-4, abs=1e-6)
-    assert all(one == other for epoch in stages for one, other in epoch.values())
-    first, changed, last = ({name: ranks[0] for name, ranks in epoch.items()} for epoch in stages)
+
+
+def test_stage_2_takes_over_on_all_workers(by_two: ByTwo) -> None:
+    assert all(one == other for epoch in by_two.stages for one, other in epoch.values())
+    first, changed, last = ({name: ranks[0] for name, ranks in epoch.items()} for epoch in by_two.stages)
     assert first["stage1"] != changed["stage1"] == last["stage1"]  # stage 2 takes over within the second epoch
     assert first["stage2"] != changed["stage2"] != last["stage2"]
+
+
+def test_workers_keep_the_memory_that_they_free(by_two: ByTwo) -> None:
+    assert by_two.faults * resource.getpagesize() < 2**24
+
+
+def die_in_epoch(marker: Path, epoch: int) -> None:
+    """Makes this process kill itself before the second batch of an epoch, as the system does when memory runs out; once."""
+    original = Loader.__iter__
+
+    def deadly(self: Loader) -> Iterator[Batch]:
+        for index, batch in enumerate(original(self)):
+            if index == 1 and self.shard.shuffle and self._batches.epoch == epoch and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+    Loader.__iter__ = deadly  # type: ignore[method-assign]
+
+
+def mortal_work(spec: RunSpec, run: RunLogger, marker: Path, context: RayContext) -> TrainResult:
+    if context.rank == context.world_size - 1:
+        die_in_epoch(marker, epoch=1)
+    return work(spec, run, say_nothing, context)
+
+
+def test_a_killed_worker_costs_no_epoch_and_no_second_run(spec: RunSpec, by_two: ByTwo, mlflow_sqlite: str, tmp_path: Path) -> None:
+    two = with_two(spec)
+    marker = tmp_path / "killed"
+    with open_run("test", "run") as run:
+        claim(two, run.run_id)
+        result = on_workers(partial(mortal_work, two, run.logger(), marker), two)
+    assert marker.exists()
+    assert result.epochs == len(result.history) == 3
+    assert losses(result) == by_two.whole
+
+    client = MlflowClient(tracking_uri=mlflow_sqlite)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [found.info.run_id for found in runs] == [run.run_id]
+    assert runs[0].info.status == "FINISHED"
+    logged = client.get_metric_history(run.run_id, "train/loss")
+    assert sorted((metric.step, metric.value) for metric in logged) == list(enumerate(losses(result), 1))
 
 
 def mistaken(folder: Path, context: RayContext) -> None:
@@ -216,7 +247,7 @@ def test_a_users_error_is_not_tried_again(spec: RunSpec, tmp_path: Path) -> None
     attempts = tmp_path / "attempts"
     attempts.mkdir()
     with pytest.raises(UserError, match="the label of image 7 is torn"):
-        on_workers(partial(mistaken, attempts), replace(spec, num_workers=2, cpus_per_worker=0.5))
+        on_workers(partial(mistaken, attempts), with_two(spec))
     assert len(list(attempts.iterdir())) == 1
 
 
