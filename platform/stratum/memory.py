@@ -64,14 +64,6 @@ class MemoryRequest:
             raise UserError(f"train_batch {self.train_batch} is negative: give 0 to leave training out")
 
 
-def peak_memory(request: MemoryRequest, *, timeout_s: float = 600.0) -> MemoryUse:
-    """Measure in a new process. Raises UserError where that process fails, with its reason."""
-    (found,) = peak_memories([request], timeout_s=timeout_s)
-    if isinstance(found, UserError):
-        raise found
-    return found
-
-
 def peak_memories(requests: Sequence[MemoryRequest], *, timeout_s: float = 600.0) -> list[MemoryUse | UserError]:
     """Measure each in a process of its own, or why that failed; they are forked off one that has imported what all of them need.
 
@@ -205,13 +197,15 @@ def main(argument: str) -> None:
     for values in json.loads(argument):
         child = os.fork()
         if child == 0:
+            code = 1
             try:
                 print(json.dumps(_answer(values)), flush=True)
+                code = 0
             finally:
-                os._exit(0)
+                os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code:
-            print(json.dumps({"error": f"its process was ended by signal {-code}, as the system does when memory runs out"}), flush=True)
+        if code:  # one answer to each request
+            print(json.dumps({"error": f"its process ended with {code}; -9 is what the system does when memory runs out"}), flush=True)
 
 
 def _answer(values: dict[str, Any]) -> dict[str, Any]:
