@@ -67,7 +67,7 @@ def measure(packages: Sequence[Packaged], images: Sequence[torch.Tensor], spec: 
     figures = {
         one.name: {"cost/latency_ms": timings[one.name].latency_ms}
         | ({"cost/latency_ratio": timings[one.name].ratio} if len(packages) > 1 else {})
-        | memory[one.name]
+        | memory.get(one.name, {})
         for one in packages
     }
     setting = {"device": cost.device_name(device), "threads": str(threads), "size": "{}x{}".format(*size)}
@@ -75,7 +75,7 @@ def measure(packages: Sequence[Packaged], images: Sequence[torch.Tensor], spec: 
 
 
 def _memory(packages: Sequence[Packaged], spec: RunSpec, size: tuple[int, int], device: str, threads: int) -> dict[str, dict[str, float]]:
-    """By name, memory of ``predict``, and memory and time of a training step; the latter may need more than there is."""
+    """By name, what could be measured: memory of ``predict``, memory and time of a training step, which may need more than there is."""
     requests = {
         one.name: MemoryRequest(
             preset=one.preset,
@@ -97,7 +97,7 @@ def _memory(packages: Sequence[Packaged], spec: RunSpec, size: tuple[int, int], 
                 found[name] = _figures(use)
             else:
                 logger.warning("%s: %s", name, use)
-    return {name: found.get(name, {}) for name in requests}
+    return found
 
 
 def _figures(use: MemoryUse) -> dict[str, float]:
