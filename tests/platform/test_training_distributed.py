@@ -133,14 +133,15 @@ def train_both_stages(train_spec: TrainSpec, context: Context) -> list[dict[str,
     return seen
 
 
-def faults_of_large_tensors() -> int:
-    """How many pages the kernel hands out for ten tensors of 16 MB, one after the other, once there was one."""
+def share_of_new_pages() -> float:
+    """How much of ten tensors of 16 MB, one after the other, the kernel hands out anew, once there was one."""
     keep_freed_memory()  # as a training does
     torch.ones(2**22)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         torch.ones(2**22)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return faults * resource.getpagesize() / (10 * 2**24)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,7 @@ class ByTwo:
     whole: list[float]  # losses of a run that nothing happens to
     learned: Learned
     stages: list[dict[str, list[list[float]]]]
-    faults: int
+    new_pages: float
     failed: str = ""
 
 
@@ -165,7 +166,7 @@ def do_all(spec: RunSpec, found: Path, context: RayContext) -> None:
     learned = train_pixelwise(ACCUMULATED, False, context)
     stages = train_both_stages(ACCUMULATED, context)
     if context.rank == 0:
-        torch.save({"whole": losses(whole), "learned": learned, "stages": stages, "faults": faults_of_large_tensors()}, found)
+        torch.save({"whole": losses(whole), "learned": learned, "stages": stages, "new_pages": share_of_new_pages()}, found)
     raise failed.value
 
 
@@ -195,7 +196,7 @@ def test_stage_2_takes_over_on_all_workers(by_two: ByTwo) -> None:
 
 
 def test_workers_keep_the_memory_that_they_free(by_two: ByTwo) -> None:
-    assert by_two.faults * resource.getpagesize() < 2**24
+    assert by_two.new_pages < 0.5  # else 1; another thread may take a piece of what is free, then the heap grows once more
 
 
 def die_in_epoch(marker: Path, epoch: int) -> None:
