@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from stratum.metrics.boundary import COLUMNS, boundary_counts, boundary_f
 from stratum_models.interface import IGNORE_INDEX, SemanticPrediction, SemanticTarget
@@ -153,6 +152,9 @@ def confusion_of(labels: Tensor, mask: Tensor, classes: int) -> Tensor:
     if classes < 2:
         count = int((mask != IGNORE_INDEX).sum())  # torchmetrics wants two classes at least
         return torch.full((classes, classes), count, dtype=torch.int64)
+    # It brings SciPy's signals and matplotlib: a second of loading that all processes that judge no class masks are spared.
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     target = mask.to(device=labels.device, dtype=torch.int64)
     matrix: Tensor = multiclass_confusion_matrix(labels, target, classes, ignore_index=IGNORE_INDEX, validate_args=False)
     return matrix
