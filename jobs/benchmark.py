@@ -3,9 +3,11 @@
 import contextlib
 import os
 import statistics
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -17,6 +19,7 @@ from stratum.memory import MemoryRequest, peak_memories
 from stratum.registry import fetch_package
 from stratum.report.papers import as_in_paper, paper_table
 from stratum.report.steps import step_table
+from stratum.training.progress import duration
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, SegmentationModel, Task
@@ -25,6 +28,9 @@ from stratum_models.package import LoadedModel, load_package
 from stratum_models.two_stage.model import STEPS, TwoStage
 
 LEAST_CLASSES: dict[Task, int] = {"instance": 1, "semantic": 2}
+SILENT_S = 10.0  # after which one is told how far it is
+MEASURED = 8  # models whose memory is measured by the processes of one
+T = TypeVar("T")
 RANDOM_LOAD = f"random weights, score threshold 0, at most {cost.MAX_INSTANCES} instances"
 
 
@@ -99,7 +105,7 @@ def main(args: Args) -> None:
     subjects = _presets(args) + [_packaged(uri) for uri in args.package]
     if len({s.name for s in subjects}) < len(subjects):
         raise UserError("the same model is named twice: name each preset and each package once")
-    records = [_static_record(subject, size) for subject in subjects]
+    records = [_static_record(subject, size) for subject in _shown(subjects, "multiply-adds")]
     if not args.cost_only:
         _add_latency(records, subjects, args, size)
         _add_memory(records, subjects, args, size)
@@ -178,6 +184,17 @@ def _static_record(subject: Subject, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
+def _shown(items: Sequence[T], step: str) -> Iterator[T]:
+    """The items one after the other; where they take long, how many are done and the time left are printed now and then."""
+    start = said = time.monotonic()
+    for index, item in enumerate(items):
+        now = time.monotonic()
+        if now - said >= SILENT_S:
+            said = now
+            print(f"{step}: {index}/{len(items)} done, {duration((now - start) / index * (len(items) - index))} left", flush=True)
+        yield item
+
+
 def _images(args: Args, size: tuple[int, int]) -> list[torch.Tensor]:
     if not args.data:
         return [cost.noise_image(size, seed) for seed in range(4)]
@@ -192,7 +209,8 @@ def _images(args: Args, size: tuple[int, int]) -> list[torch.Tensor]:
 
 def _add_latency(records: list[dict[str, Any]], subjects: list[Subject], args: Args, size: tuple[int, int]) -> None:
     images = _images(args, size)
-    for pairs in cost.timed_together(list(zip(records, subjects, strict=True))):
+    groups = list(cost.timed_together(list(zip(records, subjects, strict=True))))
+    for pairs in _shown(groups, "latency"):
         _time_together(pairs, images, args)
 
 
@@ -239,7 +257,9 @@ def _add_memory(records: list[dict[str, Any]], subjects: list[Subject], args: Ar
         )
         for subject in subjects
     ]
-    for record, use in zip(records, peak_memories(requests), strict=True):
+    starts = range(0, len(requests), MEASURED)
+    found = [use for start in _shown(starts, "memory") for use in peak_memories(requests[start : start + MEASURED])]
+    for record, use in zip(records, found, strict=True):
         if isinstance(use, UserError):
             raise use
         record.update(peak_memory_mb=round(use.infer_mb, 1), train_memory_mb=use.train_mb, train_step_ms=use.train_step_ms)

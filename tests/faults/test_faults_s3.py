@@ -53,7 +53,7 @@ def check_faults(proxy: FaultyS3, least: int, *, given_up: int = 1) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_training_loses_and_doubles_nothing(
     workers: int, s3_env: Any, bad: FaultyS3, ore: Path, mlflow_sqlite: str, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The sweep as a submitted job: a real Ray head with token authentication, once on local files, once on S3 with a tracking server."""
+"""Sweeps as submitted jobs: a real Ray head with token authentication, on local files, and on S3 with a tracking server."""
 
 import json
 import os
@@ -185,26 +185,6 @@ def test_a_request_without_the_token_is_refused(head: Head) -> None:
     assert submit(Head(head.address, {**head.env, "RAY_AUTH_TOKEN": "wrong" * 8}), ["-c", "pass"], {}).returncode != 0
 
 
-def test_a_sweep_on_local_files(head: Head, shared: Path, mlflow_sqlite: str, tmp_path: Path) -> None:
-    sweep = [
-        *CELLS,
-        *SWEEP,
-        "0",
-        "--models",
-        "hrnet_arsm_debug",
-        "--data",
-        str(shared / "data" / "sstem"),
-        "--storage",
-        str(tmp_path / "runs"),
-    ]
-    sweep += ["--name", "local"]
-    done = submit(head, sweep, {"MLFLOW_TRACKING_URI": mlflow_sqlite})
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    check_runs(mlflow_sqlite, "submitted", trials=1, metric="val/iou_synapse")
-    assert (tmp_path / "runs" / "local" / "report" / "pareto.png").stat().st_size > 0
-    assert "winner: " in done.stdout
-
-
 def check_curve(tracking: str, *, children: int) -> list[Any]:
     """The runs below a finished sweep, whose own run shows its figures."""
     from mlflow import MlflowClient
@@ -218,6 +198,17 @@ def check_curve(tracking: str, *, children: int) -> list[Any]:
     return [run for run in found if run is not parent]
 
 
+def test_a_sweep_on_local_files(head: Head, shared: Path, mlflow_sqlite: str, tmp_path: Path) -> None:
+    sweep = [*TWO_STAGES, *SWEEP, "0", "--models", "two_stage_debug:count=2", "--name", "local"]
+    sweep += ["--data", str(shared / "data" / "drive" / "train"), "--storage", str(tmp_path / "runs")]
+    done = submit(head, sweep, {"MLFLOW_TRACKING_URI": mlflow_sqlite})
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    check_curve(mlflow_sqlite, children=2)  # stage 1 and the trial
+    assert {path.name for path in (tmp_path / "runs" / "local" / "report").iterdir()} >= CURVE
+    assert "winner: " in done.stdout
+
+
+@pytest.mark.soak
 def test_two_stages_on_local_files_beside_both_baselines(head: Head, shared: Path, mlflow_sqlite: str, tmp_path: Path) -> None:
     sweep = [*TWO_STAGES, *SWEEP, "1", "--models", "unet_s2_debug,sliding_debug,two_stage_debug:count=2", "--name", "two"]
     sweep += ["--data", str(shared / "data" / "drive" / "train"), "--storage", str(tmp_path / "runs")]
@@ -229,6 +220,7 @@ def test_two_stages_on_local_files_beside_both_baselines(head: Head, shared: Pat
     assert [row["preset"] for row in rows if row["metrics"]["cost/latency_ms"] > 0] == ["unet_s2_debug", "sliding_debug", "two_stage_debug"]
 
 
+@pytest.mark.soak
 def test_two_stages_on_s3_show_their_curve(head: Head, shared: Path, s3: Any, s3_env: Any, mlflow_sqlite: str) -> None:
     from stratum import storage
 
@@ -240,6 +232,15 @@ def test_two_stages_on_s3_show_their_curve(head: Head, shared: Path, s3: Any, s3
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     check_curve(mlflow_sqlite, children=2)  # stage 1 and the trial
     assert all(storage.exists(f"{runs}/two/report/{name}") for name in CURVE)
+
+
+@pytest.mark.soak
+def test_a_sweep_over_cells(head: Head, shared: Path, mlflow_sqlite: str, tmp_path: Path) -> None:
+    sweep = [*CELLS, *SWEEP, "0", "--models", "hrnet_arsm_debug", "--name", "cells"]
+    sweep += ["--data", str(shared / "data" / "sstem"), "--storage", str(tmp_path / "runs")]
+    done = submit(head, sweep, {"MLFLOW_TRACKING_URI": mlflow_sqlite})
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    check_runs(mlflow_sqlite, "submitted", trials=1, metric="val/iou_synapse")
 
 
 def test_a_sweep_on_s3_with_a_tracking_server(head: Head, shared: Path, s3: Any, s3_env: Any, empty_store: Path, tmp_path: Path) -> None:

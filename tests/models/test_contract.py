@@ -40,7 +40,7 @@ class Architecture:
 ARCHITECTURES = {
     "losnet": Architecture(preset="losnet_debug"),
     "condinst": Architecture(preset="losnet_debug", overrides={"norm": "gn", "extra_levels": True, "fpn_convs": True}),
-    "mask_rcnn": Architecture(preset="mask_rcnn_r50"),
+    "mask_rcnn": Architecture(preset="mask_rcnn_r50", overrides={"input_short": 64, "input_long": 128}),
     "fm_hrnet": Architecture(preset="fm_hrnet_debug"),
     "fm_hrnet_plain": Architecture(
         preset="fm_hrnet_debug", overrides={"pyconv": False, "dilated_pyramid": False, "detail": False, "separable": 2}

@@ -2,12 +2,14 @@
 
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -213,43 +215,63 @@ def die_in_epoch(marker: Path, epoch: int) -> None:
     Loader.__iter__ = deadly  # type: ignore[method-assign]
 
 
-def mortal_work(spec: RunSpec, run: RunLogger, marker: Path, context: RayContext) -> TrainResult:
-    if context.rank == context.world_size - 1:
-        die_in_epoch(marker, epoch=1)
-    return work(spec, run, say_nothing, context)
+@dataclass(frozen=True, kw_only=True)
+class Restarted:
+    """What came of a group of two of which one was killed, and one, when all was done, found a user's error."""
+
+    found: dict[str, Any]
+    runs: list[Any]
+    logged: list[tuple[int, float]]
+    attempts: int
+    failed: str
 
 
-def test_a_killed_worker_costs_no_epoch_and_no_second_run(spec: RunSpec, by_two: ByTwo, mlflow_sqlite: str, tmp_path: Path) -> None:
-    two = with_two(spec)
-    marker = tmp_path / "killed"
-    with open_run("test", "run") as run:
-        claim(two, run.run_id)
-        result = on_workers(partial(mortal_work, two, run.logger(), marker), two)
-    assert marker.exists()
-    assert result.epochs == len(result.history) == 3
-    assert losses(result) == by_two.whole
-
-    client = MlflowClient(tracking_uri=mlflow_sqlite)
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert [found.info.run_id for found in runs] == [run.run_id]
-    assert runs[0].info.status == "FINISHED"
-    logged = client.get_metric_history(run.run_id, "train/loss")
-    assert sorted((metric.step, metric.value) for metric in logged) == list(enumerate(losses(result), 1))
-
-
-def mistaken(folder: Path, context: RayContext) -> None:
-    if context.rank == context.world_size - 1:
-        (folder / uuid4().hex).touch()
+def mortal_work(spec: RunSpec, run: RunLogger, folder: Path, context: RayContext) -> None:
+    last = context.rank == context.world_size - 1
+    if last:
+        die_in_epoch(folder / "killed", epoch=1)
+    result = work(spec, run, say_nothing, context)
+    if context.rank == 0:
+        torch.save({"epochs": result.epochs, "losses": losses(result), "run": run.run_id}, folder / "found.pt")
+    if last:
+        (folder / f"attempt-{uuid4().hex}").touch()
         raise UserError("the label of image 7 is torn")
     context.gather(0)  # waits for the rank that never comes
 
 
-def test_a_users_error_is_not_tried_again(spec: RunSpec, tmp_path: Path) -> None:
-    attempts = tmp_path / "attempts"
-    attempts.mkdir()
-    with pytest.raises(UserError, match="the label of image 7 is torn"):
-        on_workers(partial(mistaken, attempts), with_two(spec))
-    assert len(list(attempts.iterdir())) == 1
+@pytest.fixture(scope="module")
+def restarted(ray_local: None, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Restarted:
+    folder = tmp_path_factory.mktemp("restarted")
+    tracking = f"sqlite:///{shutil.copy(empty_store, folder / 'mlflow.db')}"
+    spec = with_two(run_spec(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", tracking)
+        with open_run("test", "run") as run:
+            claim(spec, run.run_id)
+            with pytest.raises(UserError) as failed:
+                on_workers(partial(mortal_work, spec, run.logger(), folder), spec)
+    assert (folder / "killed").exists()
+    client = MlflowClient(tracking_uri=tracking)
+    return Restarted(
+        found=torch.load(folder / "found.pt"),
+        runs=list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])),
+        logged=[(metric.step, metric.value) for metric in client.get_metric_history(run.run_id, "train/loss")],
+        attempts=len(list(folder.glob("attempt-*"))),
+        failed=str(failed.value),
+    )
+
+
+def test_a_killed_worker_costs_no_epoch_and_no_second_run(restarted: Restarted, by_two: ByTwo) -> None:
+    assert restarted.found["epochs"] == 3
+    assert restarted.found["losses"] == by_two.whole
+    assert [run.info.run_id for run in restarted.runs] == [restarted.found["run"]]
+    assert restarted.runs[0].info.status == "FINISHED"
+    assert sorted(restarted.logged) == list(enumerate(by_two.whole, 1))
+
+
+def test_a_users_error_is_not_tried_again(restarted: Restarted) -> None:
+    assert restarted.failed == "the label of image 7 is torn"
+    assert restarted.attempts == 1
 
 
 def assigned() -> dict[str, float]:
