@@ -233,6 +233,7 @@ def mortal_work(spec: RunSpec, run: RunLogger, folder: Path, context: RayContext
     result = work(spec, run, say_nothing, context)
     if context.rank == 0:
         torch.save({"epochs": result.epochs, "losses": losses(result), "run": run.run_id}, folder / "found.pt")
+    context.gather(0)  # what was found is kept before the group falls
     if last:
         (folder / f"attempt-{uuid4().hex}").touch()
         raise UserError("the label of image 7 is torn")
