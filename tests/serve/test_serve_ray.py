@@ -142,7 +142,7 @@ def test_a_killed_ingress_is_hidden_by_the_client(site: Site, image: bytes) -> N
 
 
 def test_a_batch_that_was_cut_short_does_each_image_once(site: Site, s3_env: Any) -> None:
-    count = int(os.environ.get("STRATUM_BATCH_IMAGES", "20"))
+    count = int(os.environ.get("STRATUM_BATCH_IMAGES", "40"))
     for index in range(count):
         storage.write_bytes(f"s3://{site.bucket}/in/{index:03d}.png", png(picture(64, 64, index)))
     storage.write_bytes(f"s3://{site.bucket}/in/broken.png", b"no image")
