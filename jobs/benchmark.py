@@ -19,7 +19,7 @@ from stratum.memory import MemoryRequest, peak_memories
 from stratum.registry import fetch_package
 from stratum.report.papers import as_in_paper, paper_table
 from stratum.report.steps import step_table
-from stratum.training.progress import duration
+from stratum.training.progress import duration, say_on_stdout
 from stratum_models.catalog import CATALOG, build_model
 from stratum_models.errors import UserError
 from stratum_models.interface import InstancePrediction, SegmentationModel, Task
@@ -191,7 +191,7 @@ def _shown(items: Sequence[T], step: str) -> Iterator[T]:
         now = time.monotonic()
         if now - said >= SILENT_S:
             said = now
-            print(f"{step}: {index}/{len(items)} done, {duration((now - start) / index * (len(items) - index))} left", flush=True)
+            say_on_stdout(f"{step}: {index}/{len(items)} done, {duration((now - start) / index * (len(items) - index))} left")
         yield item
 
 
